@@ -1,0 +1,152 @@
+"""The command line: parse, refuse early and without torch, then hand over to the run."""
+
+import json
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from sft_dist.errors import SftError
+
+OVERRIDES = {"ignore_unknown_options": True, "allow_interspersed_args": True}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="sft-dist")
+def cli() -> None:
+    """Fine-tune a pretrained model from one config, with the same curve on any number of processes."""
+
+
+@cli.command(context_settings=OVERRIDES)
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, type=click.UNPROCESSED, metavar="[KEY=VALUE]...")
+def train(config: Path, overrides: tuple[str, ...]) -> None:
+    """Train CONFIG, or go on with it where its run folder left off."""
+    from sft_dist import datasets, parse, plan, rundir
+
+    settings = parse.load(config, overrides)
+    world = plan.World.from_env(os.environ)
+    plan.check(settings, world, os.environ)
+    datasets.check(settings.data)
+    rundir.check(settings)
+    if done := rundir.finished(settings):
+        if world.rank == 0:
+            click.echo("\n".join(["this run is finished; a longer train.duration goes on from its end", *rundir.summary(done)]))
+        return
+
+    from sft_dist.run import run
+
+    run(settings, world)
+
+
+@cli.command("plan", context_settings=OVERRIDES)
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, type=click.UNPROCESSED, metavar="[KEY=VALUE]...")
+@click.option("--world", "size", type=click.IntRange(1), help="Plan for this many processes; by default for as many as were started.")
+@click.option("--quick", is_flag=True, help="Leave out what needs torch: the model's size.")
+def plan_command(config: Path, overrides: tuple[str, ...], size: int | None, quick: bool) -> None:
+    """Show what would run for CONFIG, without running it."""
+    from sft_dist import datasets, parse, plan, rundir
+
+    settings = parse.load(config, overrides)
+    world = plan.World(size=size, local_size=size) if size else plan.World.from_env(os.environ)
+    plan.check(settings, world, {} if size else os.environ)
+    datasets.check(settings.data)
+    rundir.check(settings)
+    splits = datasets.load(settings.data)
+    made = plan.make_plan(settings, world, len(splits.train), len(splits.val))
+    counts = None
+    if not quick:
+        from sft_dist import models
+
+        counts = models.on_paper(settings, len(splits.classes))
+    for what, how_much in plan.describe(made, settings, f"device {settings.device}", counts):
+        click.echo(f"{what:>9}  {how_much}")
+
+
+@cli.command("eval", context_settings=OVERRIDES)
+@click.argument("run_folder", type=click.Path(path_type=Path), metavar="RUN")
+@click.argument("overrides", nargs=-1, type=click.UNPROCESSED, metavar="[KEY=VALUE]...")
+@click.option("--split", type=click.Choice(["train", "val", "test"]), default="val", show_default=True)
+@click.option("--checkpoint", default="best", show_default=True, help="best, latest, or a folder's name like step-00000400.")
+def eval_command(run_folder: Path, overrides: tuple[str, ...], split: str, checkpoint: str) -> None:
+    """Score a checkpoint of RUN again, also on other data (data.root=...); prints JSON."""
+    from sft_dist import datasets, parse, plan, rundir
+
+    settings = parse.load(run_folder / "config.yaml", overrides)
+    world = plan.World.from_env(os.environ)
+    plan.check(settings, world, os.environ)
+    datasets.check(settings.data)
+
+    from sft_dist.run import score
+
+    scores = score(rundir.RunDir(run_folder), settings, world, split, checkpoint)
+    if world.rank == 0:
+        click.echo(json.dumps(scores, indent=1))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and end the process with the exit code of design.md; errors of SftError's kind take one screen, without traceback."""
+    try:
+        cli.main(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="sft-dist", standalone_mode=False)
+    except BaseException as raised:  # every way out is recorded, SystemExit included, or torchrun cannot name it
+        error = _translated(raised)
+        code = _exit_code(error)
+        if code:
+            _record(error)
+            _show(error)
+        sys.stdout.flush()
+        sys.exit(code)
+
+
+def _translated(error: BaseException) -> BaseException:
+    if isinstance(error, SftError | click.exceptions.ClickException | SystemExit) or "torch" not in sys.modules:
+        return error
+    from sft_dist.engine import translate
+
+    return translate(error)
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, SftError | click.exceptions.ClickException):
+        return error.exit_code
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    return 1
+
+
+def _show(error: BaseException) -> None:
+    rank = os.environ.get("RANK")
+    where = f" (rank {rank} on {socket.gethostname()})" if rank else ""
+    if isinstance(error, SftError):
+        problems = "\n".join(f"  - {problem}" for problem in error.problems)
+        kind = {2: "cannot run this", 78: "this machine cannot run this", 75: "interrupted from outside"}.get(error.exit_code, "stopped")
+        if error.exit_code not in (2, 78) or rank in (None, "0") or isinstance(error.__cause__, BaseException):
+            click.echo(f"sft-dist: {kind}{where}\n{problems}", err=True)
+    elif isinstance(error, click.exceptions.ClickException):
+        error.show()
+    elif not isinstance(error, SystemExit):
+        click.echo(f"sft-dist: stopped{where}", err=True)
+        traceback.print_exception(error)
+
+
+def _record(error: BaseException) -> None:
+    """Leave the error where torchrun's agent looks for it, so that its summary names rank, type and message."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not path:
+        return
+    extra = {"py_callstack": "".join(traceback.format_exception(error)), "timestamp": str(int(time.time()))}
+    message = {"message": f"{type(error).__name__}: {error}", "extraInfo": extra}
+    try:
+        Path(path).write_text(json.dumps({"message": message}))
+    except OSError:
+        click.echo(f"sft-dist: cannot write {path}", err=True)
+
+

@@ -1,0 +1,289 @@
+"""Everything a run may be asked to do: frozen models, with a default and a docstring for each key."""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
+
+UNITS = ("epoch", "step", "sample")
+
+
+@dataclass(frozen=True)
+class Span:
+    """A length of training with its unit, as the config writes it: "3 epochs", "500 steps", "0.5 epochs"."""
+
+    count: Fraction
+    unit: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Span":
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s+(epoch|step|sample)s?", text.strip())
+        if not match:
+            raise ValueError(f'{text!r} is not a length of training; write a number and a unit, like "3 epochs" or "500 steps"')
+        count, unit = Fraction(match[1]), match[2]
+        if unit != "epoch" and count.denominator != 1:
+            raise ValueError(f"{text!r}: only epochs can be fractions")
+        return cls(count, unit)
+
+    def steps(self, samples: int, total: int) -> Fraction:
+        """This length in optimizer steps, not yet rounded, for `samples` training samples and `total` samples a step."""
+        per_unit = {"epoch": Fraction(samples, total), "step": Fraction(1), "sample": Fraction(1, total)}
+        return self.count * per_unit[self.unit]
+
+    def __str__(self) -> str:
+        number = str(self.count) if self.count.denominator == 1 else str(float(self.count))
+        return f"{number} {self.unit}" + ("" if self.count == 1 else "s")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A score to reach: `val/top1 >= 0.95`."""
+
+    metric: str
+    at_least: bool
+    value: float
+
+    @classmethod
+    def parse(cls, text: str) -> "Target":
+        match = re.fullmatch(r"\s*(val/\w+)\s*(>=|<=)\s*([-+.\deE]+)\s*", text)
+        try:
+            assert match
+            return cls(match[1], match[2] == ">=", float(match[3]))
+        except (AssertionError, ValueError):
+            raise ValueError(f'{text!r} is not a target; write a score, >= or <=, and a number, like "val/top1 >= 0.95"') from None
+
+    def reached(self, score: float) -> bool:
+        return score >= self.value if self.at_least else score <= self.value
+
+
+def _span(text: str) -> str:
+    return str(Span.parse(text))
+
+
+def _positive_span(text: str) -> str:
+    span = Span.parse(text)
+    if not span.count:
+        raise ValueError(f"{text!r} is no time at all; use at least 1 step")
+    return str(span)
+
+
+def _target(text: str) -> str:
+    Target.parse(text)
+    return " ".join(text.split())
+
+
+def _workers(value: object) -> object:
+    if value != "auto" and (isinstance(value, bool) or not re.fullmatch(r"\d+", str(value))):
+        raise ValueError(f"{value!r} is neither a number of processes nor auto")
+    return value if value == "auto" else int(str(value))
+
+
+def _train_part(text: str) -> str:
+    if text not in ("head", "all") and not re.fullmatch(r"last:[1-9]\d*", text):
+        raise ValueError(f"{text!r} is not a part of a model; use head, all, or last:N (the head and the last N blocks)")
+    return text
+
+
+def _plain_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][\w.+=-]*", text):
+        raise ValueError(f"{text!r} cannot name a folder; use letters, digits and . _ + = - (first a letter or digit)")
+    return text
+
+
+def _printable(text: str) -> str:
+    if any(ord(c) < 32 or ord(c) == 127 for c in text):
+        raise ValueError(f"{text!r} has control characters in it")
+    return text
+
+
+Length = Annotated[str, AfterValidator(_span)]
+PositiveLength = Annotated[str, AfterValidator(_positive_span)]
+Text = Annotated[str, AfterValidator(_printable)]
+Count = Annotated[int, Field(ge=1, strict=True)]
+Seed = Annotated[int, Field(ge=0, strict=True)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Three = tuple[float, float, float]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Data(Section):
+    name: Literal["folder", "torchvision", "digits", "voc", "coco", "masks", "csv"]
+    """Kind of data set: `folder` (one folder a class under `train/`, and `val/`, `test/` where they exist), `torchvision` (a classification set of torchvision), `digits` (embedded, no files)."""
+    root: Text | None = None
+    """Folder of the data, relative to where the run is started. Needed by `folder` and `torchvision`."""
+    dataset: Text | None = None
+    """Class name in torchvision.datasets, for `torchvision`: CIFAR10, OxfordIIITPet, Flowers102..."""
+    download: StrictBool = False
+    """Let torchvision download the set into `data.root` if it is not there."""
+    classes: tuple[Text, ...] | None = None
+    """Use only these classes, in this order; null uses all, sorted by name."""
+    val_fraction: Share = 0.2
+    """Share of the training images held out for validation, drawn by `data.split_seed`, where the set has no validation split of its own."""
+    split_seed: Seed = 0
+    """Seed of the validation split and of `data.per_class`; apart from `train.seed`, so that runs with other seeds see the same split."""
+    per_class: Count | None = None
+    """Train on at most this many images of each class; null uses all. Validation keeps its size."""
+    size: Annotated[int, Field(ge=8)] = 224
+    """Side of the square image that the model sees, in pixels."""
+    resize: Annotated[int, Field(ge=8)] | None = None
+    """For evaluation: shorter side, in pixels, before the centre crop; null is size * 256 / 224 with `resized_crop`, else size."""
+    augment: Literal["resized_crop", "padded_crop", "none"] = "resized_crop"
+    """Training crop: `resized_crop` (random area and ratio), `padded_crop` (resize, pad by an eighth, random crop), or `none` (as in evaluation)."""
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    """Smallest and largest share of the image's area that `resized_crop` takes."""
+    flip: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """Probability of a horizontal flip in training."""
+    mean: Three = (0.485, 0.456, 0.406)
+    """Per-channel mean that is subtracted, for values in 0..1; the default is ImageNet's."""
+    std: Three = (0.229, 0.224, 0.225)
+    """Per-channel deviation that is divided by; the default is ImageNet's."""
+    workers: Annotated[int | Literal["auto"], BeforeValidator(_workers)] = "auto"
+    """Loading processes per rank; `auto` takes the processors this rank may use, less one, at most 8; 0 loads in the training process."""
+    bad: Literal["stop", "skip"] = "stop"
+    """What an unreadable image does: `stop` ends the run with its path."""
+
+
+class Model(Section):
+    name: Text
+    """A torchvision classifier by name: resnet18, resnet50, mobilenet_v2, vit_b_16..."""
+    weights: Text = "DEFAULT"
+    """Where the weights come from: `DEFAULT` or an enum name of torchvision (downloaded once), a `.safetensors` or `.pth` file, `run:<folder>` (the best checkpoint of a run), or `none`."""
+    head: Literal["auto", "new", "keep"] = "auto"
+    """Whether the last layer is drawn anew: `auto` keeps it only if it comes from a run with the same classes."""
+    train: Annotated[str, AfterValidator(_train_part)] = "head"
+    """Which part learns: `head`, `all`, or `last:N` (the head and the last N blocks). The rest is frozen: no gradient, and in evaluation mode."""
+    norm: Literal["frozen", "train", "sync"] = "frozen"
+    """Batch-norm statistics: `frozen` keeps the pretrained ones, `train` learns them on each rank, `sync` over all ranks (GPU only)."""
+    dropout: Literal["keep", "none"] = "keep"
+    """`none` turns dropout and stochastic depth off; with `keep` their draws depend on the layout of ranks and micro-batches."""
+
+
+class Batch(Section):
+    total: Count
+    """Samples per optimizer step over all ranks: the global batch. Accumulation is derived from it."""
+    micro: Count
+    """Samples per forward pass on one rank: what fits in memory."""
+
+
+class Optim(Section):
+    name: Literal["sgd", "adamw"] = "sgd"
+    """Optimizer: `sgd` or `adamw` (decoupled weight decay)."""
+    lr: Rate = 0.001
+    """Learning rate at its highest, for the global batch as it is; nothing is scaled behind your back."""
+    momentum: Share = 0.9
+    """SGD's momentum."""
+    nesterov: StrictBool = False
+    """SGD's look-ahead momentum."""
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    """AdamW's decay rates of the first and second moment."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's term against division by zero."""
+    weight_decay: Rate = 0.0
+    """Weight decay of matrices and filters; norms and biases are never decayed."""
+    head_lr_factor: Rate = 1.0
+    """The head learns at `lr` times this."""
+
+
+class Schedule(Section):
+    name: Literal["constant", "step", "cosine"] = "constant"
+    """Course of the learning rate after the warm-up."""
+    warmup: Length = "0 steps"
+    """Length of the linear rise from nearly zero at the start."""
+    step_every: PositiveLength = "30 epochs"
+    """For `step`: how often the rate is multiplied by `gamma`."""
+    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """For `step`: the factor."""
+    final: Share = 0.0
+    """For `cosine`: the share of the rate that is left at the end."""
+
+
+class Train(Section):
+    duration: PositiveLength
+    """How long to train. A finished run that is started again with more goes on from its end."""
+    seed: Seed = 0
+    """Seed of the new head, of the order of samples, of augmentation and dropout."""
+    clip: Annotated[float, Field(gt=0)] | None = None
+    """Largest global norm of the gradient; null does not clip."""
+    deterministic: StrictBool = False
+    """Bit-equal repeats of one layout, at some cost in speed."""
+    allow_emulated: StrictBool = False
+    """Accept `precision: bf16` on a processor that only emulates it, at a tenth of the speed."""
+
+
+class Eval(Section):
+    every: PositiveLength = "1 epoch"
+    """How often the validation set is scored; the end of training always is."""
+    where: Literal["all", "rank0"] = "all"
+    """Who evaluates: all ranks share the work, or rank 0 does it while the others wait. The scores are the same."""
+    micro: Count | None = None
+    """Samples per forward pass in evaluation; null is `batch.micro`."""
+    test: StrictBool = True
+    """Score the best checkpoint on the test split at the end, if there is one."""
+
+
+class Save(Section):
+    every: PositiveLength = "1 epoch"
+    """How often a checkpoint is written; the end of training, a new best and a signal always write one."""
+    keep: Count = 3
+    """How many of the newest checkpoints stay; the best one always stays as well."""
+    background: StrictBool = False
+    """Write behind the training. Not built yet."""
+
+
+class Shard(Section):
+    strategy: Literal["ddp", "zero1", "zero2", "zero3", "fsdp"] = "ddp"
+    """How model and optimizer are spread over the ranks; `ddp` keeps a whole copy on each."""
+
+
+class Stop(Section):
+    patience: Count | None = None
+    """Stop after this many evaluations in a row without a new best headline score; null never does."""
+    when: Annotated[str, AfterValidator(_target)] | None = None
+    """Stop once a score is reached: "val/top1 >= 0.95"."""
+
+
+class Track(Section):
+    wandb: Literal["online", "offline", "disabled"] = "disabled"
+    """Weights & Biases. Not built yet."""
+    project: Text | None = None
+    """Weights & Biases project."""
+    every: PositiveLength = "1 step"
+    """How often a training row is written to metrics.jsonl."""
+
+
+class Run(Section):
+    dir: Text = "runs"
+    """Folder that holds the runs."""
+    name: Annotated[str, AfterValidator(_plain_name)]
+    """Name of this run, and of its folder; by default the config file's name."""
+    expect_world: Count | None = None
+    """Refuse to run on any other number of processes. The environment variable SFT_EXPECT_WORLD does the same."""
+
+
+class Config(Section):
+    """One run. Keys that are left out take the defaults given here."""
+
+    task: Literal["classify", "detect", "segment", "text"]
+    """Kind of work."""
+    data: Data
+    model: Model
+    batch: Batch
+    optim: Optim = Optim()
+    schedule: Schedule = Schedule()
+    train: Train
+    eval: Eval = Eval()
+    save: Save = Save()
+    stop: Stop = Stop()
+    shard: Shard = Shard()
+    precision: Literal["fp32", "tf32", "bf16", "fp16", "fp64"] = "fp32"
+    """Arithmetic: `fp32` (TF32 off), `tf32`, `bf16` (autocast, fp32 weights), `fp64` (everything in double: the ruler for comparing layouts)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; `auto` takes CUDA if there is any."""
+    track: Track = Track()
+    run: Run

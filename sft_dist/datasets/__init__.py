@@ -1,0 +1,48 @@
+"""Labelled data by kind: each entry of the table finds its samples and refuses what cannot be trained on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sft_dist.config import Data
+from sft_dist.datasets import digits, folder, torchvision_sets
+from sft_dist.datasets.splits import Split, Splits
+from sft_dist.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Source:
+    """A kind of data set.
+
+    check: refuse in milliseconds what can be seen without reading the data; no torch.
+    load: find every sample. Raises ConfigError naming what is missing, empty or contradictory.
+    """
+
+    check: Callable[[Data], None]
+    load: Callable[[Data], Splits]
+
+
+SOURCES = {
+    "folder": Source(folder.check, folder.load),
+    "torchvision": Source(torchvision_sets.check, torchvision_sets.load),
+    "digits": Source(digits.check, digits.load),
+}
+
+
+def check(data: Data) -> None:
+    """Refuse early what the data set's kind can see without reading it."""
+    if data.name in SOURCES:  # the rest is refused by plan.check as not built
+        SOURCES[data.name].check(data)
+
+
+def load(data: Data) -> Splits:
+    """The splits of a config. Raises ConfigError where there is nothing to train or to validate on."""
+    splits = SOURCES[data.name].load(data)
+    for name, split in (("training", splits.train), ("validation", splits.val)):
+        if not len(split):
+            raise ConfigError(f"data.name = {data.name}: there are no {name} samples")
+    if len(splits.classes) < 2:
+        raise ConfigError(f"data: only the class {splits.classes[0]!r}; a classifier needs at least two")
+    return splits
+
+
+__all__ = ["SOURCES", "Source", "Split", "Splits", "check", "load"]

@@ -1,0 +1,103 @@
+"""`torchvision`: the classification sets of torchvision.datasets by name, with their official splits."""
+
+import fcntl
+import inspect
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sft_dist.config import Data
+from sft_dist.datasets.splits import Split, Splits, draw_splits
+from sft_dist.errors import ConfigError, MachineError
+
+OFFICIAL = {  # data set -> what it calls its (training, validation, test) split
+    "Country211": ("train", "valid", "test"),
+    "DTD": ("train", "val", "test"),
+    "FGVCAircraft": ("train", "val", "test"),
+    "Flowers102": ("train", "val", "test"),
+    "Food101": ("train", None, "test"),
+    "GTSRB": ("train", None, "test"),
+    "ImageNet": ("train", "val", None),
+    "Imagenette": ("train", "val", None),
+    "OxfordIIITPet": ("trainval", None, "test"),
+    "PCAM": ("train", "val", "test"),
+    "RenderedSST2": ("train", "val", "test"),
+    "STL10": ("train", None, "test"),
+    "SVHN": ("train", None, "test"),
+    "StanfordCars": ("train", None, "test"),
+}
+BOOLEAN = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "QMNIST", "USPS")  # train=True and train=False (the test split)
+WHOLE = ("EuroSAT", "SEMEION")  # no official split
+KNOWN = sorted([*OFFICIAL, *BOOLEAN, *WHOLE])
+
+
+def check(data: Data) -> None:
+    if data.dataset not in KNOWN:
+        raise ConfigError(f"data.dataset = {data.dataset!r}; use one of torchvision's {', '.join(KNOWN)}")
+    if data.root is None:
+        raise ConfigError("data.root is missing; name the folder that torchvision keeps its data sets in")
+
+
+def load(data: Data) -> Splits:
+    check(data)
+    with _one_download_at_a_time(data):
+        if data.dataset in OFFICIAL:
+            sets = [_open(data, split=name) if name else None for name in OFFICIAL[data.dataset]]
+        elif data.dataset in BOOLEAN:
+            sets = [_open(data, train=True), None, _open(data, train=False)]
+        else:
+            sets = [_open(data), None, None]
+    train = sets[0]
+    labels = _labels(train)
+    classes = [str(name) for name in getattr(train, "classes", sorted(set(labels)))]
+    whole, val, test = (_split(part, data, name) if part is not None else None for part, name in zip(sets, ("train", "val", "test"), strict=True))
+    assert whole is not None
+    return draw_splits(whole, val, test, classes, data)
+
+
+@contextmanager
+def _one_download_at_a_time(data: Data) -> Iterator[None]:
+    """The first process on a machine downloads, the others wait and then find the files."""
+    if not data.download:
+        yield
+        return
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)  # Python 3.11 else lets archives write outside (vision#9517)
+    root = Path(str(data.root))
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with (root / ".download.lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+    except OSError as error:
+        raise MachineError(f"data.download into {root}: {error}; fetch {data.dataset} where there is a network and copy the folder") from error
+
+
+def _open(data: Data, **split: Any) -> Any:
+    import torchvision
+
+    kind = getattr(torchvision.datasets, str(data.dataset))
+    if "download" in inspect.signature(kind).parameters:
+        split["download"] = data.download
+    try:
+        return kind(root=str(data.root), **split)
+    except (RuntimeError, FileNotFoundError) as error:
+        told = str(error).splitlines()[0]
+        raise ConfigError(f"data.dataset = {data.dataset} is not in data.root = {data.root!r} ({told}); use data.download: true") from error
+
+
+def _labels(dataset: Any) -> list[int]:
+    for name in ("targets", "_labels", "labels", "y"):
+        if hasattr(dataset, name):
+            return [int(label) for label in getattr(dataset, name)]
+    return [int(dataset[i][1]) for i in range(len(dataset))]
+
+
+def _split(dataset: Any, data: Data, name: str) -> Split:
+    from torchvision.transforms.v2.functional import pil_to_tensor
+
+    def read(i: int) -> Any:
+        return pil_to_tensor(dataset[i][0].convert("RGB"))
+
+    return Split([f"{data.dataset}/{name}/{i:07d}" for i in range(len(dataset))], _labels(dataset), read)

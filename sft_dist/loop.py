@@ -1,0 +1,121 @@
+"""The training loop: two nested loops, a step over its micro-batches; it knows no file and no logger."""
+
+import itertools
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sft_dist import optim, tally
+from sft_dist.config import Config
+from sft_dist.engine import Engine
+from sft_dist.errors import ConfigError, DivergedError
+from sft_dist.loading import to_device
+from sft_dist.models import train_mode
+from sft_dist.plan import Plan
+from sft_dist.schedule import draw_seed, lr_factor
+from sft_dist.signals import StopRequest
+from sft_dist.tasks import Batch, Task
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step, over all ranks.
+
+    step: updates made. sums: loss and training scores summed over the window, and `samples`. grad_norm: before clipping.
+    lr: the rate of this update. seconds: wall time of the step; waited: the part of it spent waiting for data on this rank.
+    """
+
+    step: int
+    sums: dict[str, float]
+    grad_norm: float
+    lr: float
+    seconds: float
+    waited: float
+    stop_asked: bool
+
+
+def train(
+    task: Task, batches: Iterable[Batch], engine: Engine, plan: Plan, config: Config, start: int, request: StopRequest
+) -> Iterator[StepResult]:
+    """Make the steps after `start`, one a turn. Raises DivergedError, and ConfigError for unreadable data, on all ranks alike."""
+    clock = Stopwatch()
+    micros = iter(batches)
+    for done in range(start, plan.total_steps):
+        if not engine.module.training:  # after an evaluation
+            train_mode(engine.module)
+        rate = config.optim.lr * lr_factor(done, plan)
+        optim.set_lr(engine.optimizer, rate)
+        window = clock.timed(itertools.islice(micros, plan.passes_per_rank[engine.rank]))
+        sums, norm, stop_asked = train_step(task, window, engine, plan, done, config.train.clip, request)
+        yield StepResult(done + 1, sums, norm, rate, *clock.lap(), stop_asked)
+
+
+def train_step(
+    task: Task, micros: Iterable[Batch], engine: Engine, plan: Plan, step: int, clip: float | None, request: StopRequest
+) -> tuple[dict[str, float], float, bool]:
+    """One optimizer step over one window. The loss is summed, and divided once by what all ranks hold in the whole window.
+
+    step: updates made before this one. Returns the window's sums over all ranks, the norm of its gradient, and whether any
+    rank was asked to stop.
+    """
+    passes = plan.passes_per_rank[engine.rank]
+    if task.count is None:
+        total = float(plan.global_batch)
+    else:
+        micros = list(micros)
+        [total] = engine.sum([sum(task.count(batch) for batch in micros)])
+    sums: dict[str, Any] = {}
+    problems: list[str] = []
+    engine.optimizer.zero_grad()
+    for i, batch in enumerate(micros):
+        problems += batch.problems
+        engine.draw(draw_seed("dropout", plan.seed, step, engine.rank, i))
+        with engine.backward_pass(last=i == passes - 1) as backward:
+            losses = task.loss(engine.wrapped, to_device(batch, engine.device))
+            backward(losses.total * (engine.world / total))  # data parallelism averages over ranks; undo it
+        sums = tally.add(sums, {"loss": losses.total.detach().double(), **losses.sums})
+    norm = engine.clip(clip)
+    engine.optimizer.step()
+    # The one wait for the device, and the one message, of a step. What stops a run is found out by all ranks at once.
+    *summed, bad, asked = engine.sum([*sums.values(), float(len(problems)), float(request.made)])
+    if bad:
+        raise ConfigError(engine.agree(problems))
+    result = {"samples": total, **dict(zip(sums, summed, strict=True))}
+    _check_finite(result["loss"], float(norm), engine, step, float(sums["loss"]))
+    return result, float(norm), asked > 0
+
+
+def _check_finite(loss: float, norm: float, engine: Engine, step: int, own_loss: float) -> None:
+    if all(value - value == 0 for value in (loss, norm)):  # neither NaN nor infinite
+        return
+    rate = engine.optimizer.param_groups[0]["lr"]
+    own = [f"rank {engine.rank}: its share of the loss is {own_loss}"] if own_loss - own_loss != 0 else []
+    where = engine.agree(own) or ["the loss is finite, the gradient is not"]
+    raise DivergedError(
+        [f"step {step + 1}: loss {loss}, gradient norm {norm} at learning rate {rate:g}; use a lower optim.lr, a warm-up, or train.clip", *where]
+    )
+
+
+class Stopwatch:
+    """Wall time between laps, and the part of it that went into waiting for data."""
+
+    def __init__(self) -> None:
+        self.started, self.waited = time.perf_counter(), 0.0
+
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Pass batches on, counting the time that each took to come."""
+        while True:
+            before = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - before
+            if batch is None:
+                return
+            yield batch
+
+    def lap(self) -> tuple[float, float]:
+        """Seconds since the last lap, and seconds waited for data in them."""
+        now = time.perf_counter()
+        lap = (now - self.started, self.waited)
+        self.started, self.waited = now, 0.0
+        return lap

@@ -1,0 +1,64 @@
+"""Sizes and hashes of a folder's files: written last, read first, so that a whole checkpoint can be told from a broken one."""
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+NAME = "MANIFEST.json"
+FORMAT = 1
+
+
+def write(folder: Path, step: int) -> dict[str, Any]:
+    """Hash every file of the folder and write its manifest. Files, manifest and folder are on the disk when this returns."""
+    files = sorted(path for path in folder.iterdir() if path.name != NAME)
+    listed = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files}
+    for path in files:
+        fsync(path)
+    content = {"format": FORMAT, "step": step, "files": listed}
+    (folder / NAME).write_text(json.dumps(content, indent=1) + "\n")
+    fsync(folder / NAME)
+    fsync(folder)
+    return content
+
+
+def verify(folder: Path) -> list[str]:
+    """What is wrong with the folder, a sentence each; empty if every file is there, with its size and its hash."""
+    try:
+        content = json.loads((folder / NAME).read_text())
+        files = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in content["files"].items()}
+        form = content["format"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return [f"{folder / NAME} cannot be read ({type(error).__name__}: {error})"]
+    if form != FORMAT or not files:
+        return [f"{folder / NAME} has format {form!r} with {len(files)} files; this version reads format {FORMAT}"]
+    return [problem for name, (size, digest) in files.items() if (problem := _problem(folder, name, size, digest))]
+
+
+def _problem(folder: Path, name: str, size: int, digest: str) -> str | None:
+    path = folder / name
+    if not re.fullmatch(r"[\w][\w.-]*", name):
+        return f"{folder / NAME} names {name!r}, which is not a plain file name"
+    if path.is_symlink() or not path.is_file():
+        return f"{path} is missing"
+    if (found := path.stat().st_size) != size:
+        return f"{path} has {found} bytes, its manifest says {size}"
+    if (actual := sha256(path)) != digest:
+        return f"{path} has sha256 {actual[:12]}..., its manifest says {digest[:12]}..."
+    return None
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fsync(path: Path) -> None:
+    """Force a file or a folder to the disk: without it a rename can survive a power cut that the content does not."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

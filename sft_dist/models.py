@@ -1,0 +1,269 @@
+"""Torchvision's classifiers: built by name, filled with weights, given a new head, and frozen where they shall not learn."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.ops import StochasticDepth
+
+from sft_dist import manifest, rundir
+from sft_dist.config import Config, Model, Optim
+from sft_dist.errors import ConfigError, MachineError
+from sft_dist.schedule import draw_seed
+
+State = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Family:
+    """What models of one kind have in common.
+
+    head: the module that is made anew for other classes. blocks: what `last:N` counts, from input to output, each as the
+    prefixes of its parameters' names.
+    """
+
+    head: str
+    blocks: Callable[[nn.Module], list[tuple[str, ...]]]
+
+
+def _resnet_blocks(_: nn.Module) -> list[tuple[str, ...]]:
+    return [("conv1.", "bn1."), ("layer1.",), ("layer2.",), ("layer3.",), ("layer4.",)]
+
+
+def _mobilenet_blocks(model: nn.Module) -> list[tuple[str, ...]]:
+    *features, last = [(f"features.{name}.",) for name, _ in model.get_submodule("features").named_children()]
+    return [*features, (*last, "classifier.")]
+
+
+def _vit_blocks(model: nn.Module) -> list[tuple[str, ...]]:
+    *layers, last = [(f"encoder.layers.{name}.",) for name, _ in model.get_submodule("encoder.layers").named_children()]
+    return [("class_token", "conv_proj.", "encoder.pos_embedding"), *layers, (*last, "encoder.ln.")]
+
+
+FAMILIES = {  # beginning of torchvision's name -> family; another one is another line
+    "resnet": Family("fc", _resnet_blocks),
+    "resnext": Family("fc", _resnet_blocks),
+    "wide_resnet": Family("fc", _resnet_blocks),
+    "mobilenet_v2": Family("classifier.1", _mobilenet_blocks),
+    "mobilenet_v3": Family("classifier.3", _mobilenet_blocks),
+    "vit": Family("heads.head", _vit_blocks),
+}
+
+
+def family(name: str) -> Family:
+    found = [FAMILIES[start] for start in FAMILIES if name.startswith(start)]
+    if not found or name not in torchvision.models.list_models(torchvision.models):
+        known = [m for m in torchvision.models.list_models(torchvision.models) if m.startswith(tuple(FAMILIES)) and not m.startswith("quantized")]
+        raise ConfigError(f"model.name = {name!r}; use one of {', '.join(known)}")
+    return found[0]
+
+
+def build(config: Config, classes: Sequence[str], weights: bool = True) -> tuple[nn.Module, list[str]]:
+    """The model of a config with a head for `classes`, frozen as asked for, and what there is to say of its weights.
+
+    It takes uint8 images (n x 3 x height x width) and normalises them itself. What is new is drawn from `train.seed`.
+    With `weights=False` nothing is loaded: for a model that is about to be restored from a checkpoint.
+    """
+    kind = family(config.model.name)
+    torch.manual_seed(draw_seed("model", config.train.seed))
+    model = torchvision.models.get_model(config.model.name, weights=None, num_classes=len(classes))
+    _replace(model, kind.head, nn.Linear(_linear(model, kind.head).in_features, len(classes)))
+    told = []
+    if weights and config.model.weights != "none":
+        state, source_classes = read_weights(config.model)
+        keep = config.model.head == "keep" or (config.model.head == "auto" and source_classes == tuple(classes))
+        told = fill(model, state, kind.head, keep, config.model.weights)
+    if config.model.dropout == "none":
+        _turn_off_draws(model)
+    if config.model.norm == "sync":
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    freeze(model, config.model)
+    model.register_forward_pre_hook(normalise(config.data.mean, config.data.std))
+    return model, told
+
+
+def read_weights(model: Model) -> tuple[State, tuple[str, ...] | None]:
+    """The named weights on the CPU, and the classes that they were trained for where that is known. Never runs code from a file."""
+    if model.weights.startswith("run:"):
+        return _from_run(Path(model.weights.removeprefix("run:")))
+    if model.weights.endswith(".safetensors"):
+        return _from_safetensors(Path(model.weights)), None
+    if model.weights.endswith((".pth", ".pt")):
+        return _from_pickle(Path(model.weights)), None
+    return _from_torchvision(model), None
+
+
+def fill(model: nn.Module, state: State, head: str, keep_head: bool, source: str) -> list[str]:
+    """Copy a state into the model; returns what was left out, in words. Raises ConfigError if that is more than the head."""
+    own = model.state_dict()
+    is_head = tuple(f"{head}.{part}" for part in ("weight", "bias"))
+    usable = {name: tensor for name, tensor in state.items() if name in own and tensor.shape == own[name].shape}
+    if not keep_head:
+        usable = {name: tensor for name, tensor in usable.items() if name not in is_head}
+    missing = [name for name in own if name not in usable and not name.endswith("num_batches_tracked")]
+    needed = [name for name in missing if keep_head or name not in is_head]
+    unused = [name for name in state if name not in own]
+    foreign = [name for name in unused if not name.startswith(head.split(".")[0] + ".")]
+    if needed or foreign:
+        raise ConfigError(
+            f"model.weights = {source!r} does not fit the model: {len(own) - len(missing)} of {len(own)} tensors match; "
+            f"not in the file or of another shape: {_some(needed) or 'none'}; only in the file: {_some(foreign) or 'none'}"
+        )
+    model.load_state_dict({**own, **usable})
+    return [f"{len(usable)} of {len(own)} tensors from {source}", f"new: {_some(missing) or 'nothing'}", f"not used: {_some(unused) or 'nothing'}"]
+
+
+def freeze(model: nn.Module, config: Model) -> None:
+    """Let only `model.train`'s part require a gradient, and set every module to the mode that goes with it."""
+    learning = trained_prefixes(model, config)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(learning))
+    if config.norm == "frozen":
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.stays_frozen = True  # type: ignore[assignment]
+    train_mode(model)
+
+
+def trained_prefixes(model: nn.Module, config: Model) -> tuple[str, ...]:
+    """Beginnings of the names of all parameters that learn."""
+    kind = family(config.name)
+    if config.train == "all":
+        return ("",)
+    if config.train == "head":
+        return (kind.head + ".",)
+    blocks = kind.blocks(model)
+    count = int(config.train.removeprefix("last:"))
+    if count > len(blocks):
+        raise ConfigError(f"model.train = {config.train!r}, but {config.name} has {len(blocks)} blocks; use all, or last:N with N <= {len(blocks)}")
+    return (kind.head + ".", *(prefix for block in blocks[-count:] for prefix in block))
+
+
+def train_mode(model: nn.Module) -> None:
+    """Training mode for what learns; evaluation mode for what is frozen, or its batch norms and dropout would go on moving."""
+    parameters = list(model.parameters())
+    if getattr(model, "stays_frozen", False) or (parameters and not any(p.requires_grad for p in parameters)):
+        model.eval()
+        return
+    model.training = True
+    for child in model.children():
+        train_mode(child)
+
+
+def normalise(mean: Sequence[float], std: Sequence[float]) -> Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]:
+    """A forward pre-hook: uint8 images become the model's floats, (image / 255 - mean) / std, on the model's device."""
+
+    @lru_cache
+    def constants(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+        return [torch.tensor(values, dtype=torch.float64).view(3, 1, 1).to(device, dtype) for values in (mean, std)]
+
+    def hook(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+        dtype = next(module.parameters()).dtype
+        centre, spread = constants(args[0].device, dtype)
+        return (args[0].to(dtype).div_(255).sub_(centre).div_(spread),)
+
+    return hook
+
+
+def counts(model: nn.Module, optim: Optim, bytes_each: int = 4) -> dict[str, int]:
+    """How many parameters there are and learn, and what model and optimizer state take on a rank that holds all of it."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    moments = 2 if optim.name == "adamw" else int(optim.momentum > 0)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "trained": trained,
+        "model_bytes": sum(t.numel() * (bytes_each if t.is_floating_point() else t.element_size()) for t in model.state_dict().values()),
+        "optimizer_bytes": trained * moments * bytes_each,
+    }
+
+
+def on_paper(config: Config, classes: int) -> dict[str, int]:
+    """`counts` of a config's model without memory or weights."""
+    with torch.device("meta"):
+        model = torchvision.models.get_model(config.model.name, weights=None, num_classes=classes) if family(config.model.name) else None
+    assert model is not None
+    freeze(model, config.model)
+    return counts(model, config.optim, bytes_each=8 if config.precision == "fp64" else 4)
+
+
+def _turn_off_draws(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Dropout | StochasticDepth):
+            module.p = 0.0
+        elif isinstance(module, nn.MultiheadAttention):
+            module.dropout = 0.0
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
+    above, _, name = path.rpartition(".")
+    setattr(model.get_submodule(above), name, module)
+
+
+def _linear(model: nn.Module, path: str) -> nn.Linear:
+    head = model.get_submodule(path)
+    assert isinstance(head, nn.Linear)
+    return head
+
+
+def _from_torchvision(model: Model) -> State:
+    family(model.name)
+    choices = torchvision.models.get_model_weights(model.name)
+    name = model.weights.split(".")[-1]
+    if name not in choices.__members__:
+        raise ConfigError(f"model.weights = {model.weights!r}; {model.name} has {', '.join(choices.__members__)}")
+    try:
+        state: State = choices[name].get_state_dict(progress=False, check_hash=True)
+        return state
+    except (URLError, OSError) as error:
+        url = choices[name].url
+        raise MachineError(
+            f"model.weights = {model.weights}: {url} cannot be fetched ({error}); fetch it where there is a network, "
+            f"copy it here, and write model.weights: /path/to/{url.rsplit('/', 1)[-1]}"
+        ) from error
+
+
+def _from_safetensors(path: Path) -> State:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"model.weights = {str(path)!r} is not a whole safetensors file: {error}") from error
+
+
+def _from_pickle(path: Path) -> State:
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and others for what is not a state dict
+        raise ConfigError(
+            f"model.weights = {str(path)!r} holds more than tensors, or is damaged, and is not opened: {str(error).splitlines()[0]}"
+        ) from error
+    for key in ("state_dict", "model"):
+        content = content[key] if isinstance(content, dict) and isinstance(content.get(key), dict) else content
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ConfigError(f"model.weights = {str(path)!r} is not a state dict (names and tensors)")
+    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def _from_run(folder: Path) -> tuple[State, tuple[str, ...]]:
+    run = rundir.RunDir(folder)
+    for pointer in ("best", "latest"):
+        checkpoint = run.pointed_to(pointer)
+        if checkpoint is None:
+            continue
+        if problems := manifest.verify(checkpoint):
+            raise ConfigError([f"model.weights = 'run:{folder}': its {pointer} checkpoint is damaged", *problems])
+        return _from_safetensors(checkpoint / "model.safetensors"), tuple(rundir.read_json(checkpoint / "state.json")["classes"])
+    raise ConfigError(f"model.weights = 'run:{folder}': neither checkpoints/best nor checkpoints/latest names a checkpoint")
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

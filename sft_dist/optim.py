@@ -1,0 +1,61 @@
+"""Which parameter learns how: groups without decay, with the head's own rate, and the optimizer over them."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from sft_dist.config import Config
+from sft_dist.models import family
+
+
+def build(model: nn.Module, config: Config) -> Optimizer:
+    """The optimizer over the parameters that learn; every group carries `lr_scale`, the factor on the config's rate."""
+    groups, optim = param_groups(model, config), config.optim
+    if optim.name == "adamw":
+        return AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+    return SGD(groups, lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov, fused=True)
+
+
+def param_groups(model: nn.Module, config: Config) -> list[dict[str, Any]]:
+    """Up to four groups: body and head, each with decay (matrices, filters) and without (biases, norms, ViT's token and positions)."""
+    head = family(config.model.name).head + "."
+    members: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decays = parameter.ndim > 1 and not name.endswith(("class_token", "pos_embedding"))
+            members.setdefault((name.startswith(head), decays), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": config.optim.weight_decay if decays else 0.0,
+            "lr_scale": config.optim.head_lr_factor if in_head else 1.0,
+        }
+        for (in_head, decays), parameters in sorted(members.items(), key=lambda item: item[0])
+    ]
+
+
+def set_lr(optimizer: Optimizer, lr: float) -> None:
+    """Write the rate of the coming update into every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+
+
+def state_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:
+    """The optimizer's state under canonical names: `<parameter>/<moment>`."""
+    return {
+        f"{name}/{moment}": value
+        for name, parameter in model.named_parameters()
+        for moment, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def load_state_tensors(optimizer: Optimizer, model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """The way back of `state_tensors`. Raises KeyError for a parameter that the model does not train."""
+    learning = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    optimizer.state.clear()
+    for key, value in tensors.items():
+        name, _, moment = key.rpartition("/")
+        optimizer.state[learning[name]][moment] = value.to(learning[name].device)

@@ -1,0 +1,139 @@
+"""From YAML and `key=value` to a Config and back; every mistake is named, all of them at once."""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from sft_dist.config import Config
+from sft_dist.errors import ConfigError
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The config of a file, with `key=value` or `--key=value` laid over it. Raises ConfigError with all problems at once."""
+    tree = read_yaml(path)
+    problems: list[str] = []
+    for override in overrides:
+        try:
+            _lay_over(tree, override)
+        except ConfigError as error:
+            problems += error.problems
+    try:
+        config = from_tree(tree, default_name=path.stem)
+    except ConfigError as error:
+        raise ConfigError([f"{path}: {line}" for line in (*problems, *error.problems)]) from None
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def from_tree(tree: Mapping[str, Any], default_name: str = "run") -> Config:
+    """The config that a nested mapping describes; `run.name` is `default_name` where none is given."""
+    run = tree.get("run") or {}
+    named = {**tree, "run": {"name": default_name, **run} if isinstance(run, dict) else run}
+    try:
+        return Config.model_validate(named)
+    except ValidationError as error:
+        raise ConfigError([_sentence(problem, named) for problem in error.errors()]) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"config {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"config {path} is not a text file in UTF-8") from None
+    try:
+        tree = yaml.load(text, _OneOfEachKey)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config {path} is not plain YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"config {path} holds no keys; it begins with `task: classify`")
+    return tree
+
+
+def to_yaml(config: Config) -> str:
+    """The config with every default written out; `load` reads it back as an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Dotted key -> value, in the order of the config."""
+    return dict(_walk(config.model_dump(mode="json"), ()))
+
+
+def _walk(tree: Mapping[str, Any], above: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _walk(value, (*above, key))
+        else:
+            yield ".".join((*above, key)), value
+
+
+class _OneOfEachKey(yaml.SafeLoader):
+    """PyYAML lets the last of two equal keys win in silence; this loader refuses the second."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = {str(key) for key in keys if keys.count(key) > 1}
+        if twice:
+            raise yaml.YAMLError(f"{', '.join(sorted(twice))} stands twice in one section (line {node.start_mark.line + 1})")
+        return super().construct_mapping(node, deep)
+
+
+def _lay_over(tree: dict[str, Any], override: str) -> None:
+    key, equals, value = override.removeprefix("--").partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{override!r} is not key=value, like optim.lr=0.01")
+    *sections, last = key.split(".")
+    here = tree
+    for section in sections:
+        if not isinstance(here.get(section), dict):
+            here[section] = {}
+        here = here[section]
+    try:
+        here[last] = yaml.safe_load(value) if value else ""
+    except yaml.YAMLError:
+        here[last] = value
+
+
+def _sentence(problem: Mapping[str, Any], tree: Mapping[str, Any]) -> str:
+    """One pydantic problem in words: the dotted key, what was found, what is allowed."""
+    place = tuple(str(part) for part in problem["loc"] if not str(part).startswith(("literal[", "function-", "int", "constrained")))
+    key = ".".join(place)
+    context = problem.get("ctx", {})
+    match problem["type"]:
+        case "extra_forbidden":
+            near = difflib.get_close_matches(place[-1], names := _names(place[:-1]), n=1, cutoff=0.5)
+            elsewhere = [full for full in _all_keys() if full.split(".")[-1] == place[-1]]
+            hint = f"did you mean {'.'.join((*place[:-1], near[0]))}?" if near else f"it has {', '.join(names)}"
+            return f"unknown key {key}; " + (f"did you mean {elsewhere[0]}?" if elsewhere and not near else hint)
+        case "missing":
+            return f"{key} is missing"
+        case "literal_error":
+            return f"{key} = {problem['input']!r}; use {context['expected']}"
+        case "model_type" | "model_attributes_type":
+            return f"{key} = {problem['input']!r} is a section; its keys are {', '.join(_names(place))}"
+        case "value_error":
+            return f"{key}: {context['error']}"
+        case _:
+            message = problem["msg"][0].lower() + problem["msg"][1:]
+            return f"{key} = {problem['input']!r}: {message.replace('input should', 'it should')}"
+
+
+def _names(place: Sequence[str]) -> list[str]:
+    section: type[BaseModel] = Config
+    for name in place:
+        kind = section.model_fields[name].annotation if name in section.model_fields else None
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            return []
+        section = kind
+    return list(section.model_fields)
+
+
+def _all_keys() -> list[str]:
+    return [f"{section}.{key}" for section in Config.model_fields for key in _names([section])]

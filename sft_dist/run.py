@@ -1,0 +1,235 @@
+"""The story of one run: task, data, plan, engine, folder, model, and then step by step to the end."""
+
+import dataclasses
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from rich.console import Console
+
+from sft_dist import checkpoint, datasets, loading, optim, parse, rundir, signals, tally, track, transforms
+from sft_dist.checkpoint import About
+from sft_dist.config import Config
+from sft_dist.datasets import Splits
+from sft_dist.engine import Engine
+from sft_dist.errors import ConfigError, DivergedError, InfrastructureError
+from sft_dist.evaluate import evaluate
+from sft_dist.loop import StepResult, train
+from sft_dist.plan import Plan, World, describe, loading_processes, make_plan
+from sft_dist.progress import Progress, reason_to_end
+from sft_dist.rundir import RunDir
+from sft_dist.schedule import due
+from sft_dist.signals import StopRequest
+from sft_dist.tasks import TASKS, Task
+from sft_dist.track import Tracker, say
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of, once it is put together. The tracker is rank 0's."""
+
+    task: Task
+    splits: Splits
+    config: Config
+    plan: Plan
+    engine: Engine
+    folder: RunDir
+    attempt: int
+    request: StopRequest
+    console: Console
+    tracker: Tracker | None = None
+
+    @property
+    def about(self) -> About:
+        return About(self.splits.classes, self.splits.fingerprint)
+
+
+def run(config: Config, world: World) -> RunDir:
+    """Make one run from its config, or go on with it, to its end or to a request to stop; returns its folder."""
+    task = TASKS[config.task]
+    splits = datasets.load(config.data)
+    plan = make_plan(config, world, len(splits.train), len(splits.val))
+    console = Console(quiet=world.rank != 0)
+    with signals.watch() as request, Engine(config, plan, world) as engine, _folder(config, plan, engine) as (folder, attempt):
+        parts = Parts(task, splits, config, plan, engine, folder, attempt, request, console)
+        progress = _start(parts)
+        with _tracking(parts) as parts:
+            progress, asked = _pay_debts(parts, progress)
+            if not asked and not reason_to_end(progress, plan, config.stop):
+                for step in train(task, _batches(parts, progress), engine, plan, config, progress.step, request):
+                    progress, asked = _after(parts, step, progress)
+                    if asked or reason_to_end(progress, plan, config.stop):
+                        break
+            _finish(parts, progress, asked)
+    return folder
+
+
+def score(folder: RunDir, config: Config, world: World, split: str, name: str) -> dict[str, object]:
+    """Score a checkpoint of a run (`best`, `latest`, or its folder's name) on a split of the config's data; writes nothing."""
+    task = TASKS[config.task]
+    splits = datasets.load(config.data)
+    chosen = getattr(splits, split)
+    if chosen is None:
+        raise ConfigError(f"the data has no {split} split; use --split val")
+    plan = make_plan(config, world, len(splits.train), len(splits.val))
+    with signals.watch() as request, Engine(config, plan, world) as engine:
+        found = engine.on_main(lambda: checkpoint.named(folder, name))
+        module, _ = task.build(config, splits.classes, weights=False)
+        engine.prepare(module, lambda model: optim.build(model, config))
+        checkpoint.load_model(found, engine, splits.classes)
+        scored = evaluate(task, chosen, splits.classes, config, engine, request)
+    if scored is None:
+        raise InfrastructureError(f"asked to stop by {request.signal or 'another rank'} before the scores were complete")
+    values = {metric.replace("val/", f"{split}/"): value for metric, value in scored[0].values.items()}
+    return {"run": str(folder.path), "checkpoint": found.name, **values, **scored[0].details}
+
+
+def _after(parts: Parts, step: StepResult, progress: Progress) -> tuple[Progress, bool]:
+    """What one step is worth: a row, and where they are due an evaluation and a checkpoint. Also whether to stop here."""
+    progress = progress.after_step(step.sums)
+    if parts.tracker:
+        parts.tracker.step(step, parts.engine.peak_gib())
+    before, asked = progress, step.stop_asked
+    if due(progress.step, parts.plan.eval_every, parts.plan.total_steps) and not asked:
+        progress, asked = _evaluate(parts, progress)
+    improved = progress.best is not before.best
+    ended = reason_to_end(progress, parts.plan, parts.config.stop)
+    if asked or improved or ended or due(progress.step, parts.plan.save_every, parts.plan.total_steps):
+        _save(parts, progress)
+    return progress, asked
+
+
+def _evaluate(parts: Parts, progress: Progress) -> tuple[Progress, bool]:
+    """Score the validation set and judge; unchanged, and True, if a request to stop came in between."""
+    parts.engine.even_out_statistics()
+    found = evaluate(parts.task, parts.splits.val, parts.splits.classes, parts.config, parts.engine, parts.request)
+    if found is None:
+        return progress, True
+    scores, evidence = found
+    headline = parts.task.headline
+    improved = progress.best is None or parts.task.better(scores.values[headline], progress.best[headline])
+    training = tally.means(progress.since_evaluation, of="samples")
+    progress = progress.after_evaluation({"step": progress.step, **scores.values, **scores.details}, improved)
+    if parts.tracker and progress.best:
+        parts.tracker.evaluation(progress, training, scores.values, improved)
+        track.write_predictions(parts.folder, progress.step, parts.splits.val, evidence, keep=(progress.step, progress.best["step"]))
+    return progress, False
+
+
+def _save(parts: Parts, progress: Progress) -> None:
+    if parts.tracker:
+        parts.tracker.flush()
+    checkpoint.save(parts.folder, parts.engine, progress, parts.about, parts.config.save.keep)
+    if parts.engine.is_main:
+        track.write_scores(parts.folder, progress)
+
+
+def _start(parts: Parts) -> Progress:
+    """Build the model, and fill it with the newest whole checkpoint or, in a new run, with its pretrained weights."""
+    config, engine, folder = parts.config, parts.engine, parts.folder
+    found, told = engine.on_main(lambda: checkpoint.newest(folder))
+    module, about_weights = parts.task.build(config, parts.splits.classes, weights=found is None)
+    engine.prepare(module, lambda model: optim.build(model, config))
+    progress = checkpoint.restore(folder, engine, parts.about, found)
+    if engine.is_main:
+        checkpoint.point(folder, progress)
+        rundir.rewind(folder, progress.step, progress.evaluated, parts.attempt)
+    say(parts.console, *told, *(f"  weights  {line}" for line in about_weights), *([f"resumed at step {progress.step}"] if found else []))
+    return progress
+
+
+def _pay_debts(parts: Parts, progress: Progress) -> tuple[Progress, bool]:
+    """Make the evaluation that is due at the step that was resumed, if the attempt before was stopped out of it."""
+    owed = progress.evaluated < progress.step and due(progress.step, parts.plan.eval_every, parts.plan.total_steps)
+    if not owed:
+        return progress, False
+    progress, asked = _evaluate(parts, progress)
+    if not asked:
+        _save(parts, progress)
+    return progress, asked
+
+
+def _batches(parts: Parts, progress: Progress) -> Iterator[object]:
+    config, engine = parts.config, parts.engine
+    samples = loading.Samples(parts.splits.train, transforms.training(config.data), config.data.size, config.train.seed)
+    workers = loading_processes(config, engine.place)
+    return iter(
+        loading.training_batches(parts.task, samples, parts.plan, engine.rank, progress.step, workers, pin=engine.device.type == "cuda")
+    )
+
+
+def _finish(parts: Parts, progress: Progress, asked: bool) -> None:
+    """The last words: the test of the best checkpoint, scores.json, outcome.json."""
+    ended = None if asked else reason_to_end(progress, parts.plan, parts.config.stop)
+    test = _test(parts, progress) if ended else None
+    if parts.splits.test and parts.config.eval.test and test is None:
+        ended = None  # asked to stop before the test was through
+    if not parts.engine.is_main:
+        return
+    track.write_scores(parts.folder, progress, test)
+    outcome = {"outcome": "done" if ended else "saved", "step": progress.step, "attempt": parts.attempt}
+    rundir.write_json(parts.folder.outcome, {**outcome, "reason": ended or f"asked to stop by {parts.request.signal or 'another rank'}"})
+    if ended:
+        say(parts.console, f"done: {ended}", *rundir.summary(parts.folder))
+    else:
+        say(parts.console, f"saved step {progress.step} and stopped as asked; the same command goes on from there")
+
+
+def _test(parts: Parts, progress: Progress) -> dict[str, object] | None:
+    """The scores of the best checkpoint on the test split; None without such a split, or if a request to stop came in between."""
+    split = parts.splits.test
+    if split is None or not parts.config.eval.test or not progress.best:
+        return None
+    best = parts.engine.on_main(lambda: checkpoint.named(parts.folder, "best"))
+    checkpoint.load_model(best, parts.engine, parts.splits.classes)
+    found = evaluate(parts.task, split, parts.splits.classes, parts.config, parts.engine, parts.request)
+    if found is None:
+        return None
+    values = {name.replace("val/", "test/"): value for name, value in found[0].values.items()}
+    return {"step": progress.best["step"], **values, **found[0].details}
+
+
+@contextmanager
+def _folder(config: Config, plan: Plan, engine: Engine) -> Iterator[tuple[RunDir, int]]:
+    """Rank 0 opens and locks the run's folder for all; what ends the run early is written into it."""
+    with ExitStack() as stack:
+        folder, attempt = engine.on_main(lambda: _open_folder(config, plan, engine, stack))
+        try:
+            yield folder, attempt
+        except BaseException as error:
+            latest = folder.pointed_to("latest")
+            if isinstance(error, DivergedError):
+                error = DivergedError([*error.problems, f"last good checkpoint: {latest.name if latest else 'none yet'}"])
+            told = {"type": type(error).__name__, "message": str(error), "rank": engine.rank, "host": socket.gethostname()}
+            rundir.write_json(folder.path / "attempts" / str(attempt) / f"error-rank{engine.rank}.json", told)
+            if engine.is_main:
+                step = int(latest.name.removeprefix("step-")) if latest else 0
+                rundir.write_json(folder.outcome, {"outcome": "failed", "step": step, "attempt": attempt, "error": told})
+            raise error
+
+
+def _open_folder(config: Config, plan: Plan, engine: Engine, stack: ExitStack) -> tuple[RunDir, int]:
+    rundir.check(config)
+    folder = rundir.create(config)
+    stack.enter_context(rundir.lock(folder))
+    attempt = rundir.next_attempt(folder)
+    folder.outcome.unlink(missing_ok=True)
+    rundir.write_atomically(folder.config, parse.to_yaml(config))
+    rundir.write_atomically(folder.path / "plan.json", plan.to_json())
+    rundir.write_json(folder.path / "env.json", track.environment(str(engine.device)))
+    lines = [*describe(plan, config, str(engine.device)), ("run", f"{folder.path} (attempt {attempt})")]
+    say(Console(), *(f"{what:>9}  {how_much}" for what, how_much in lines))
+    return folder, attempt
+
+
+@contextmanager
+def _tracking(parts: Parts) -> Iterator[Parts]:
+    if not parts.engine.is_main:
+        yield parts
+        return
+    tracker = Tracker(parts.folder, parts.plan, parts.console)
+    try:
+        yield dataclasses.replace(parts, tracker=tracker)
+    finally:
+        tracker.close()

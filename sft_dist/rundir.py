@@ -1,0 +1,194 @@
+"""Where everything of a run lies, how it is written so that a crash leaves no half of it, and how it is read back."""
+
+import fcntl
+import json
+import os
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sft_dist import parse
+from sft_dist.config import Config
+from sft_dist.errors import ConfigError, MachineError
+from sft_dist.manifest import fsync
+from sft_dist.plan import changed_keys
+
+
+STEP = re.compile(r"step-(\d{8,})")
+
+
+def step_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The folder of one run."""
+
+    path: Path
+
+    @classmethod
+    def of(cls, config: Config) -> "RunDir":
+        return cls(Path(config.run.dir) / config.run.name)
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / "predictions"
+
+    @property
+    def outcome(self) -> Path:
+        return self.path / "outcome.json"
+
+    @property
+    def scores(self) -> Path:
+        return self.path / "scores.json"
+
+    def pointed_to(self, pointer: str) -> Path | None:
+        """The checkpoint that `checkpoints/latest` or `checkpoints/best` names, or None if there is none."""
+        try:
+            name = (self.checkpoints / pointer).read_text().strip()
+        except OSError:
+            return None
+        return self.checkpoints / name if STEP.fullmatch(name) and (self.checkpoints / name).is_dir() else None
+
+
+def check(config: Config) -> None:
+    """Refuse a folder that holds another run: the keys that shape the curve must be those that it was started with."""
+    run = RunDir.of(config)
+    if not run.config.exists():
+        if run.path.is_dir() and any(p.name not in ("attempts", "outcome.json", ".lock") for p in run.path.iterdir()):
+            raise ConfigError(f"{run.path} exists and is not a run (no config.yaml in it); use another run.name or run.dir")
+        return
+    changed = changed_keys(parse.load(run.config), config)
+    if changed:
+        raise ConfigError(
+            [f"{run.path} holds a run of another config; to go on with it, undo the changes, or start another with run.name=...", *changed]
+        )
+
+
+def create(config: Config) -> RunDir:
+    """Make the folder, or find it again, and prove that it can be written. Only its owner may read it."""
+    run = RunDir.of(config)
+    try:
+        run.path.parent.mkdir(parents=True, exist_ok=True)
+        run.path.mkdir(mode=0o700, exist_ok=True)
+        for folder in (run.checkpoints, run.predictions, run.path / "attempts"):
+            folder.mkdir(exist_ok=True)
+        probe = run.path / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise MachineError(f"run.dir = {config.run.dir!r}: cannot write to {run.path}: {error.strerror or error}") from error
+    return run
+
+
+@contextmanager
+def lock(run: RunDir) -> Iterator[None]:
+    """Hold the run for this process; raises MachineError naming the holder if another one has it. The system lets go when we die."""
+    with (run.path / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise MachineError(f"{run.path} is in use by {file.read().strip() or 'another process'}; wait for it, or use another run.name") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def next_attempt(run: RunDir) -> int:
+    """The number of this attempt, from 1; its folder is made."""
+    made = [int(folder.name) for folder in (run.path / "attempts").iterdir() if folder.name.isdigit()]
+    attempt = max(made, default=0) + 1
+    (run.path / "attempts" / str(attempt)).mkdir()
+    return attempt
+
+
+def finished(config: Config) -> RunDir | None:
+    """The folder of a config whose run came to its end and is asked for nothing more, else None."""
+    run = RunDir.of(config)
+    if read_json(run.outcome).get("outcome") != "done" or not run.config.exists():
+        return None
+    made = parse.load(run.config)
+    return run if (made.train.duration, made.stop, made.eval.test) == (config.train.duration, config.stop, config.eval.test) else None
+
+
+def summary(run: RunDir) -> list[str]:
+    """The scores of a run, a line for each of best, last and test."""
+    lines = []
+    for name, entry in read_json(run.scores).items():
+        values = "  ".join(f"{metric} {value:.4f}" for metric, value in entry.items() if isinstance(value, float))
+        lines.append(f"{name:>9}  step {entry['step']}: {values}")
+    return [*lines, f"{'run':>9}  {run.path}"]
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a JSON-lines file; a last line that a crash cut short is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    lines = path.read_text().splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            if number < len(lines):
+                raise ConfigError(f"{path}, line {number} is not JSON; the file was changed by hand or the disk is damaged") from None
+    return rows
+
+
+def rewind(run: RunDir, step: int, evaluated: int, attempt: int) -> None:
+    """Cut metrics.jsonl back to a checkpoint, so that no step appears twice; what is cut moves to the attempt's folder.
+
+    step: the last step whose training row stays. evaluated: the last step whose evaluation row stays.
+    """
+    last = {"train": step, "eval": evaluated}
+    rows = read_rows(run.metrics)
+    kept = [row for row in rows if row["step"] <= last[row["kind"]]]
+    cut = [row for row in rows if row["step"] > last[row["kind"]]]
+    if cut:
+        write_atomically(run.path / "attempts" / str(attempt) / "rewound.jsonl", _lines(cut))
+    write_atomically(run.metrics, _lines(kept))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, or an empty one where there is no readable file."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def write_json(path: Path, content: Any) -> None:
+    write_atomically(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file so that every reader, and every crash, sees the old text or the new one, whole."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    fresh.write_text(text)
+    fsync(fresh)
+    fresh.replace(path)
+    fsync(path.parent)
+
+
+def _lines(rows: list[dict[str, Any]]) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)

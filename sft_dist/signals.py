@@ -1,0 +1,43 @@
+"""Requests to stop: a signal sets a flag that the loop looks at once a step; the second interrupt stops at once."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class StopRequest:
+    """Whether this process was asked to stop, and by which signal (`SIGTERM`)."""
+
+    def __init__(self) -> None:
+        self.signal: str | None = None
+
+    @property
+    def made(self) -> bool:
+        return self.signal is not None
+
+    def note(self, number: int, _: FrameType | None) -> None:
+        again = self.made and number == signal.SIGINT and self.signal == "SIGINT"
+        self.signal = signal.Signals(number).name
+        if again:
+            raise KeyboardInterrupt("interrupted twice")
+
+
+@contextmanager
+def watch() -> Iterator[StopRequest]:
+    """Turn the stopping signals into a flag for as long as the context lasts."""
+    request = StopRequest()
+    before = {number: signal.signal(number, request.note) for number in STOPPING}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def ignore() -> None:
+    """For loading processes: a scheduler may signal the whole tree, and the save still needs its data workers."""
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,161 @@
+"""What a run writes about itself: metrics.jsonl, which is the truth, scores and predictions, and lines or a bar for people. Rank 0 only."""
+
+import json
+import os
+import platform
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import IO, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from sft_dist import tally
+from sft_dist.datasets import Split
+from sft_dist.loop import StepResult
+from sft_dist.plan import Plan
+from sft_dist.progress import Progress as RunProgress
+from sft_dist.rundir import STEP, RunDir, step_name, write_atomically, write_json
+from sft_dist.schedule import due
+from sft_dist.tally import Evidence
+
+SECONDS_BETWEEN_LINES = 5.0
+NOT_ON_SCREEN = ("val/top5", "val/precision_macro", "val/recall_macro")
+PACKAGES = ("sft-dist", "torch", "torchvision", "accelerate", "safetensors", "pydantic", "numpy")
+
+
+class Tracker:
+    """The open metrics file and the bar on the screen, from the first step to the last."""
+
+    def __init__(self, run: RunDir, plan: Plan, console: Console) -> None:
+        self.run, self.plan, self.console = run, plan, console
+        self.file: IO[str] = run.metrics.open("a")
+        self.lap = {"samples": 0.0, "seconds": 0.0, "waited": 0.0}
+        self.last_line = time.monotonic()
+        self.bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn(),
+            TextColumn("{task.fields[speed]}"), console=console, transient=True, disable=not console.is_terminal,
+        )  # fmt: skip
+        self.line = self.bar.add_task("training", total=plan.total_steps, speed="")
+        self.bar.start()
+
+    def close(self) -> None:
+        self.bar.stop()
+        self.flush()
+        self.file.close()
+
+    def step(self, result: StepResult, peak_gib: float | None) -> None:
+        """One training row, if one is due, and a sign of life."""
+        self.lap = tally.add(self.lap, {"samples": result.sums["samples"], "seconds": result.seconds, "waited": result.waited})
+        if not due(result.step, self.plan.track_every, self.plan.total_steps):
+            return
+        row = {f"train/{name}": value for name, value in tally.means(result.sums, of="samples").items()}
+        row |= {"train/lr": result.lr, "train/grad_norm": result.grad_norm}
+        speed = {
+            "speed/samples_per_s": self.lap["samples"] / self.lap["seconds"],
+            "speed/data_wait_pct": 100 * self.lap["waited"] / self.lap["seconds"],
+        }
+        memory = {} if peak_gib is None else {"memory/peak_gib": peak_gib}
+        self._row(result.step, "train", row | speed | memory)
+        self._show(result, row, speed)
+        self.lap = dict.fromkeys(self.lap, 0.0)
+
+    def evaluation(self, progress: RunProgress, training: Mapping[str, float], values: Mapping[str, float], improved: bool) -> None:
+        """One evaluation row; `training` are the mean training figures since the evaluation before."""
+        means = {f"train/mean_{name}": value for name, value in training.items()}
+        self._row(progress.step, "eval", means | dict(values))
+        figures = "  ".join(f"{name} {value:.4f}" for name, value in (means | dict(values)).items() if name not in NOT_ON_SCREEN)
+        say(self.console, f"step {progress.step:>6}  {figures}{'  (best)' if improved else ''}")
+
+    def flush(self) -> None:
+        """Everything written so far is on the disk when this returns: a checkpoint must not be ahead of its metrics."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def _row(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+        samples = step * self.plan.global_batch
+        row = {"step": step, "kind": kind, "samples": samples, "epoch": samples / self.plan.samples, **values}
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+
+    def _show(self, result: StepResult, row: Mapping[str, float], speed: Mapping[str, float]) -> None:
+        pace = f"{speed['speed/samples_per_s']:.0f} samples/s, {speed['speed/data_wait_pct']:.0f} % waiting for data"
+        self.bar.update(self.line, completed=result.step, description=f"loss {row['train/loss']:.4f}", speed=pace)
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self.last_line > SECONDS_BETWEEN_LINES:
+            self.last_line = now
+            left = (self.plan.total_steps - result.step) * self.plan.global_batch / speed["speed/samples_per_s"]
+            say(
+                self.console,
+                f"step {result.step:>6}/{self.plan.total_steps}  loss {row['train/loss']:.4f}  lr {result.lr:.3g}  {pace}  {left:.0f} s left",
+            )
+
+
+def say(console: Console, *lines: str) -> None:
+    """Print lines as they are: no wrapping, no colouring of numbers, no markup."""
+    for line in lines:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def write_predictions(run: RunDir, step: int, split: Split, evidence: Evidence, keep: Sequence[int]) -> None:
+    """predictions/<step>.jsonl, one object a sample in the order of the split; files of steps not in `keep` are deleted."""
+    rows = sorted((row for table in evidence.rows for row in _rows(table)), key=lambda row: row["id"])
+    assert [row["id"] for row in rows] == list(range(len(split))), "every sample is evaluated exactly once"
+    lines = (json.dumps({**row, "id": split.names[row["id"]]}) for row in rows)
+    write_atomically(run.predictions / f"{step_name(step)}.jsonl", "".join(f"{line}\n" for line in lines))
+    kept = {step_name(kept_step) for kept_step in keep}
+    for path in run.predictions.glob("step-*.jsonl"):
+        if STEP.fullmatch(path.stem) and path.stem not in kept:
+            path.unlink()
+
+
+def write_scores(run: RunDir, progress: RunProgress, test: Mapping[str, Any] | None = None) -> None:
+    """scores.json: the best, the last and the test scores, as far as they are known."""
+    entries = {"best": progress.best, "last": progress.last, "test": test}
+    write_json(run.scores, {name: entry for name, entry in entries.items() if entry})
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What this attempt runs on: versions, commit, host, device, command line. No environment variable's value, no secret."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "host": socket.gethostname(),
+        "device": device,
+        "argv": [redact(argument) for argument in sys.argv],
+        "launcher": "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else "python",
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+    }
+
+
+def redact(argument: str) -> str:
+    """A command-line argument without the value of what sounds like a secret."""
+    return re.sub(r"(?i)^(.*(?:key|token|secret|password)[^=]*)=.+", r"\1=(redacted)", argument)
+
+
+def _rows(table: Mapping[str, Any]) -> list[dict[str, Any]]:
+    columns = {name: column.tolist() for name, column in table.items()}
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git(*command: str) -> str | None:
+    try:
+        here = Path(__file__).parent
+        return subprocess.run(["git", "-C", here, *command], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
