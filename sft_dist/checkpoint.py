@@ -70,7 +70,9 @@ def newest(run: RunDir) -> tuple[Path | None, list[str]]:
         told += [f"damaged checkpoint: {problem}" for problem in problems]
         _move_over(folder, folder.with_name(f"damaged-{folder.name}"))
     if folders:
-        raise MachineError([*told, f"no whole checkpoint is left in {run.checkpoints}; restore one from a backup, or start another run.name"])
+        raise MachineError(
+            [*told, f"no whole checkpoint is left in {run.checkpoints}; restore one from a backup, or start another run.name"]
+        )
     return None, []
 
 
@@ -89,7 +91,9 @@ def load_model(checkpoint: Path, engine: Engine, classes: tuple[str, ...]) -> No
     """The weights of a checkpoint into the bare model. Raises ConfigError if it was trained for other classes."""
     trained_for = tuple(json.loads((checkpoint / "state.json").read_text())["classes"])
     if trained_for != classes:
-        raise ConfigError(f"{checkpoint} tells apart {len(trained_for)} classes {trained_for[:5]}..., the data has {len(classes)}: {classes[:5]}...")
+        raise ConfigError(
+            f"{checkpoint} tells apart {len(trained_for)} classes {trained_for[:5]}..., the data has {len(classes)}: {classes[:5]}..."
+        )
     engine.module.load_state_dict(load_file(checkpoint / "model.safetensors"))
 
 
@@ -102,7 +106,13 @@ def _commit(run: RunDir, tensors: Tensors, progress: Progress, about: About, kee
         aside.mkdir()
         _write(aside / "model.safetensors", tensors.model)
         _write(aside / "optim.safetensors", tensors.optimizer)
-        state = {"format": 1, "step": progress.step, "classes": about.classes, "fingerprint": about.fingerprint, "progress": progress.to_json()}
+        state = {
+            "format": 1,
+            "step": progress.step,
+            "classes": about.classes,
+            "fingerprint": about.fingerprint,
+            "progress": progress.to_json(),
+        }
         (aside / "state.json").write_text(json.dumps(state) + "\n")
         manifest.write(aside, progress.step)
         _move_over(aside, run.checkpoints / name)
@@ -172,4 +182,3 @@ def _delete_old(run: RunDir, keep: int) -> None:
 
 def _folders(run: RunDir) -> list[Path]:
     return sorted(path for path in run.checkpoints.iterdir() if STEP.fullmatch(path.name) and path.is_dir())
-

@@ -27,11 +27,11 @@ def cli() -> None:
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED, metavar="[KEY=VALUE]...")
 def train(config: Path, overrides: tuple[str, ...]) -> None:
     """Train CONFIG, or go on with it where its run folder left off."""
-    from sft_dist import datasets, parse, plan, rundir
+    from sft_dist import datasets, parse, plan, refuse, rundir
 
     settings = parse.load(config, overrides)
     world = plan.World.from_env(os.environ)
-    plan.check(settings, world, os.environ)
+    refuse.check(settings, world, os.environ)
     datasets.check(settings.data)
     rundir.check(settings)
     if done := rundir.finished(settings):
@@ -51,11 +51,11 @@ def train(config: Path, overrides: tuple[str, ...]) -> None:
 @click.option("--quick", is_flag=True, help="Leave out what needs torch: the model's size.")
 def plan_command(config: Path, overrides: tuple[str, ...], size: int | None, quick: bool) -> None:
     """Show what would run for CONFIG, without running it."""
-    from sft_dist import datasets, parse, plan, rundir
+    from sft_dist import datasets, parse, plan, refuse, rundir
 
     settings = parse.load(config, overrides)
     world = plan.World(size=size, local_size=size) if size else plan.World.from_env(os.environ)
-    plan.check(settings, world, {} if size else os.environ)
+    refuse.check(settings, world, {} if size else os.environ)
     datasets.check(settings.data)
     rundir.check(settings)
     splits = datasets.load(settings.data)
@@ -76,18 +76,18 @@ def plan_command(config: Path, overrides: tuple[str, ...], size: int | None, qui
 @click.option("--checkpoint", default="best", show_default=True, help="best, latest, or a folder's name like step-00000400.")
 def eval_command(run_folder: Path, overrides: tuple[str, ...], split: str, checkpoint: str) -> None:
     """Score a checkpoint of RUN again, also on other data (data.root=...); prints JSON."""
-    from sft_dist import datasets, parse, plan, rundir
+    from sft_dist import datasets, parse, plan, refuse, rundir
 
     settings = parse.load(run_folder / "config.yaml", overrides)
     world = plan.World.from_env(os.environ)
-    plan.check(settings, world, os.environ)
+    refuse.check(settings, world, os.environ)
     datasets.check(settings.data)
 
     from sft_dist.run import score
 
     scores = score(rundir.RunDir(run_folder), settings, world, split, checkpoint)
     if world.rank == 0:
-        click.echo(json.dumps(scores, indent=1))
+        click.echo(rundir.to_json(scores), nl=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -148,5 +148,3 @@ def _record(error: BaseException) -> None:
         Path(path).write_text(json.dumps({"message": message}))
     except OSError:
         click.echo(f"sft-dist: cannot write {path}", err=True)
-
-

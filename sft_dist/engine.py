@@ -17,7 +17,8 @@ from torch.optim import Optimizer
 
 from sft_dist.config import Config
 from sft_dist.errors import InfrastructureError, MachineError, SftError
-from sft_dist.plan import Plan, World, native_bf16, processors
+from sft_dist.plan import Plan, World, processors
+from sft_dist.refuse import native_bf16
 from sft_dist.sharding import STRATEGIES, Tensors
 from sft_dist.tally import Evidence
 
@@ -100,7 +101,9 @@ class Engine:
             try:
                 told[0] = act()
             except Exception as error:  # passed on to every rank, and raised there
-                told[1] = error if isinstance(error, SftError) or self.world == 1 else RuntimeError(f"rank 0: {type(error).__name__}: {error}")
+                told[1] = (
+                    error if isinstance(error, SftError) or self.world == 1 else RuntimeError(f"rank 0: {type(error).__name__}: {error}")
+                )
                 told[1].__cause__ = error if told[1] is not error else error.__cause__
         if self.world > 1:
             dist.broadcast_object_list(told)
@@ -171,7 +174,7 @@ def translate(error: BaseException) -> BaseException:
 def _among_ranks(kind: str, timeout_s: int) -> list[Any]:
     return [
         InitProcessGroupKwargs(backend="gloo" if kind == "cpu" else "nccl", timeout=timedelta(seconds=timeout_s)),
-        DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+        DistributedDataParallelKwargs(gradient_as_bucket_view=True),
     ]
 
 
@@ -179,14 +182,18 @@ def _choose_device(config: Config, world: World) -> str:
     told_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     gpus = torch.cuda.device_count()
     if config.device == "cuda" and not gpus:
-        raise MachineError("device = cuda, but torch sees no CUDA device here; use device: cpu, or look at nvidia-smi and CUDA_VISIBLE_DEVICES")
+        raise MachineError(
+            "device = cuda, but torch sees no CUDA device here; use device: cpu, or look at nvidia-smi and CUDA_VISIBLE_DEVICES"
+        )
     kind = "cuda" if config.device == "cuda" or (config.device == "auto" and gpus and not told_cpu) else "cpu"
     if kind == "cuda" and world.local_size > gpus:
         raise MachineError(f"{world.local_size} processes on this machine, but it has {gpus} GPUs; start one process a GPU")
     if kind == "cpu" and config.model.norm == "sync":
         raise MachineError("model.norm = sync needs GPUs: torch's SyncBatchNorm does not run on CPU; use frozen or train")
     if kind == "cpu" and config.precision == "bf16" and not (native_bf16() or config.train.allow_emulated):
-        raise MachineError("precision = bf16, but this processor only emulates it, 13 to 18 times slower; use fp32, or train.allow_emulated: true")
+        raise MachineError(
+            "precision = bf16, but this processor only emulates it, 13 to 18 times slower; use fp32, or train.allow_emulated: true"
+        )
     return kind
 
 

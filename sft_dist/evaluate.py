@@ -55,4 +55,3 @@ def evaluate(
         raise ConfigError(everyone)
     evidence = engine.merge(found)
     return engine.on_main(lambda: task.score(evidence, classes)), evidence
-

@@ -13,27 +13,26 @@ from sft_dist.datasets import Split
 from sft_dist.plan import Plan
 from sft_dist.schedule import Pick, draw_seed, window
 from sft_dist.tasks import Sample, Task
-from sft_dist.transforms import Transform
 
 
 class Samples(Dataset[Sample]):
     """A split with its transform. What it draws for a pick depends on (seed, epoch, index) alone, in whichever process it runs."""
 
-    def __init__(self, split: Split, transform: Transform, size: int, seed: int) -> None:
+    def __init__(self, split: Split, transform: Callable[[Tensor], Tensor], size: int, seed: int) -> None:
         self.split, self.transform, self.size, self.seed = split, transform, size, seed
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, pick: Pick) -> Sample:
-        torch.default_generator.manual_seed(draw_seed("augment", self.seed, pick.epoch, pick.index))
-        label = self.split.labels[pick.index]
+        torch.default_generator.manual_seed(draw_seed("augment", self.seed, pick.epoch, pick.position))
+        label = self.split.labels[pick.position]
         try:
-            return Sample(pick.index, self.transform(self.split.read(pick.index)), label, None)
+            return Sample(pick.position, self.transform(self.split.read(pick.position)), label, None)
         except (OSError, ValueError) as error:
             # Told with the batch and raised by all ranks together: a rank that stopped here would leave the others waiting.
             black = torch.zeros(3, self.size, self.size, dtype=torch.uint8)
-            return Sample(pick.index, black, label, f"data: unreadable sample {self.split.names[pick.index]}: {error}")
+            return Sample(pick.position, black, label, f"data: unreadable sample {self.split.names[pick.position]}: {error}")
 
 
 class Windows:

@@ -93,7 +93,10 @@ def _check_finite(loss: float, norm: float, engine: Engine, step: int, own_loss:
     own = [f"rank {engine.rank}: its share of the loss is {own_loss}"] if own_loss - own_loss != 0 else []
     where = engine.agree(own) or ["the loss is finite, the gradient is not"]
     raise DivergedError(
-        [f"step {step + 1}: loss {loss}, gradient norm {norm} at learning rate {rate:g}; use a lower optim.lr, a warm-up, or train.clip", *where]
+        [
+            f"step {step + 1}: loss {loss}, gradient norm {norm} at learning rate {rate:g}; use a lower optim.lr, a warm-up, or train.clip",
+            *where,
+        ]
     )
 
 

@@ -1,11 +1,8 @@
 """Torchvision's classifiers: built by name, filled with weights, given a new head, and frozen where they shall not learn."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import Any
-from urllib.error import URLError
 
 import torch
 import torchvision
@@ -13,12 +10,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.ops import StochasticDepth
 
-from sft_dist import manifest, rundir
 from sft_dist.config import Config, Model, Optim
-from sft_dist.errors import ConfigError, MachineError
+from sft_dist.errors import ConfigError
 from sft_dist.schedule import draw_seed
-
-State = Mapping[str, Tensor]
+from sft_dist.weights import State, read
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,9 @@ FAMILIES = {  # beginning of torchvision's name -> family; another one is anothe
 def family(name: str) -> Family:
     found = [FAMILIES[start] for start in FAMILIES if name.startswith(start)]
     if not found or name not in torchvision.models.list_models(torchvision.models):
-        known = [m for m in torchvision.models.list_models(torchvision.models) if m.startswith(tuple(FAMILIES)) and not m.startswith("quantized")]
+        known = [
+            m for m in torchvision.models.list_models(torchvision.models) if m.startswith(tuple(FAMILIES)) and not m.startswith("quantized")
+        ]
         raise ConfigError(f"model.name = {name!r}; use one of {', '.join(known)}")
     return found[0]
 
@@ -77,27 +74,16 @@ def build(config: Config, classes: Sequence[str], weights: bool = True) -> tuple
     _replace(model, kind.head, nn.Linear(_linear(model, kind.head).in_features, len(classes)))
     told = []
     if weights and config.model.weights != "none":
-        state, source_classes = read_weights(config.model)
+        state, source_classes = read(config.model)
         keep = config.model.head == "keep" or (config.model.head == "auto" and source_classes == tuple(classes))
         told = fill(model, state, kind.head, keep, config.model.weights)
     if config.model.dropout == "none":
         _turn_off_draws(model)
     if config.model.norm == "sync":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     freeze(model, config.model)
     model.register_forward_pre_hook(normalise(config.data.mean, config.data.std))
     return model, told
-
-
-def read_weights(model: Model) -> tuple[State, tuple[str, ...] | None]:
-    """The named weights on the CPU, and the classes that they were trained for where that is known. Never runs code from a file."""
-    if model.weights.startswith("run:"):
-        return _from_run(Path(model.weights.removeprefix("run:")))
-    if model.weights.endswith(".safetensors"):
-        return _from_safetensors(Path(model.weights)), None
-    if model.weights.endswith((".pth", ".pt")):
-        return _from_pickle(Path(model.weights)), None
-    return _from_torchvision(model), None
 
 
 def fill(model: nn.Module, state: State, head: str, keep_head: bool, source: str) -> list[str]:
@@ -117,7 +103,11 @@ def fill(model: nn.Module, state: State, head: str, keep_head: bool, source: str
             f"not in the file or of another shape: {_some(needed) or 'none'}; only in the file: {_some(foreign) or 'none'}"
         )
     model.load_state_dict({**own, **usable})
-    return [f"{len(usable)} of {len(own)} tensors from {source}", f"new: {_some(missing) or 'nothing'}", f"not used: {_some(unused) or 'nothing'}"]
+    return [
+        f"{len(usable)} of {len(own)} tensors from {source}",
+        f"new: {_some(missing) or 'nothing'}",
+        f"not used: {_some(unused) or 'nothing'}",
+    ]
 
 
 def freeze(model: nn.Module, config: Model) -> None:
@@ -142,7 +132,9 @@ def trained_prefixes(model: nn.Module, config: Model) -> tuple[str, ...]:
     blocks = kind.blocks(model)
     count = int(config.train.removeprefix("last:"))
     if count > len(blocks):
-        raise ConfigError(f"model.train = {config.train!r}, but {config.name} has {len(blocks)} blocks; use all, or last:N with N <= {len(blocks)}")
+        raise ConfigError(
+            f"model.train = {config.train!r}, but {config.name} has {len(blocks)} blocks; use all, or last:N with N <= {len(blocks)}"
+        )
     return (kind.head + ".", *(prefix for block in blocks[-count:] for prefix in block))
 
 
@@ -210,59 +202,6 @@ def _linear(model: nn.Module, path: str) -> nn.Linear:
     head = model.get_submodule(path)
     assert isinstance(head, nn.Linear)
     return head
-
-
-def _from_torchvision(model: Model) -> State:
-    family(model.name)
-    choices = torchvision.models.get_model_weights(model.name)
-    name = model.weights.split(".")[-1]
-    if name not in choices.__members__:
-        raise ConfigError(f"model.weights = {model.weights!r}; {model.name} has {', '.join(choices.__members__)}")
-    try:
-        state: State = choices[name].get_state_dict(progress=False, check_hash=True)
-        return state
-    except (URLError, OSError) as error:
-        url = choices[name].url
-        raise MachineError(
-            f"model.weights = {model.weights}: {url} cannot be fetched ({error}); fetch it where there is a network, "
-            f"copy it here, and write model.weights: /path/to/{url.rsplit('/', 1)[-1]}"
-        ) from error
-
-
-def _from_safetensors(path: Path) -> State:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ConfigError(f"model.weights = {str(path)!r} is not a whole safetensors file: {error}") from error
-
-
-def _from_pickle(path: Path) -> State:
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and others for what is not a state dict
-        raise ConfigError(
-            f"model.weights = {str(path)!r} holds more than tensors, or is damaged, and is not opened: {str(error).splitlines()[0]}"
-        ) from error
-    for key in ("state_dict", "model"):
-        content = content[key] if isinstance(content, dict) and isinstance(content.get(key), dict) else content
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ConfigError(f"model.weights = {str(path)!r} is not a state dict (names and tensors)")
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
-
-
-def _from_run(folder: Path) -> tuple[State, tuple[str, ...]]:
-    run = rundir.RunDir(folder)
-    for pointer in ("best", "latest"):
-        checkpoint = run.pointed_to(pointer)
-        if checkpoint is None:
-            continue
-        if problems := manifest.verify(checkpoint):
-            raise ConfigError([f"model.weights = 'run:{folder}': its {pointer} checkpoint is damaged", *problems])
-        return _from_safetensors(checkpoint / "model.safetensors"), tuple(rundir.read_json(checkpoint / "state.json")["classes"])
-    raise ConfigError(f"model.weights = 'run:{folder}': neither checkpoints/best nor checkpoints/latest names a checkpoint")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -1,5 +1,6 @@
 """Which parameter learns how: groups without decay, with the head's own rate, and the optimizer over them."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def state_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, torch.Ten
     }
 
 
-def load_state_tensors(optimizer: Optimizer, model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+def load_state_tensors(optimizer: Optimizer, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     """The way back of `state_tensors`. Raises KeyError for a parameter that the model does not train."""
     learning = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     optimizer.state.clear()

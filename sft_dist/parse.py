@@ -37,7 +37,7 @@ def from_tree(tree: Mapping[str, Any], default_name: str = "run") -> Config:
     try:
         return Config.model_validate(named)
     except ValidationError as error:
-        raise ConfigError([_sentence(problem, named) for problem in error.errors()]) from None
+        raise ConfigError([_sentence(problem) for problem in error.errors()]) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def _lay_over(tree: dict[str, Any], override: str) -> None:
         here[last] = value
 
 
-def _sentence(problem: Mapping[str, Any], tree: Mapping[str, Any]) -> str:
+def _sentence(problem: Mapping[str, Any]) -> str:
     """One pydantic problem in words: the dotted key, what was found, what is allowed."""
     place = tuple(str(part) for part in problem["loc"] if not str(part).startswith(("literal[", "function-", "int", "constrained")))
     key = ".".join(place)

@@ -1,30 +1,17 @@
-"""What will be done, decided with values alone: the world, every early refusal, and the arithmetic of a run."""
+"""What will be done, decided with values alone: the world, the arithmetic of a run, and what may change when it is resumed."""
 
 import dataclasses
 import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
-from sft_dist.config import Config, Span, Target
+from sft_dist.config import Config
 from sft_dist.errors import ConfigError, MachineError
 from sft_dist.parse import flat
-
-SCORES = {"classify": ("val/loss", "val/top1", "val/top5", "val/precision_macro", "val/recall_macro", "val/f1_macro")}
-
-NOT_BUILT = {
-    "task": ("detect", "segment", "text"),
-    "data.name": ("voc", "coco", "masks", "csv"),
-    "data.bad": ("skip",),
-    "save.background": (True,),
-    "shard.strategy": ("zero1", "zero2", "zero3", "fsdp"),
-    "precision": ("fp16",),
-    "track.wandb": ("online", "offline"),
-}
+from sft_dist.units import Span
 
 MAY_CHANGE = (  # on resume: these do not shape the curve; of the data, the fingerprint is compared instead of the place
     "batch.micro", "shard.", "device", "data.workers", "data.root", "data.download", "eval.where", "eval.micro", "eval.test",
@@ -144,111 +131,11 @@ def make_plan(config: Config, world: World, samples: int, val_samples: int) -> P
     return plan
 
 
-def check(config: Config, world: World, env: Mapping[str, str]) -> None:
-    """Every refusal that needs neither data nor model; no torch. Raises ConfigError, or MachineError if only the machine is at fault."""
-    wrong = [*_not_built(config), *_contradictions(config), *_weights(config)]
-    if config.batch.total < world.size:
-        wrong.append(
-            f"batch.total = {config.batch.total} is fewer than the {world.size} ranks: {world.size - config.batch.total} would have "
-            f"nothing to do; use batch.total >= {world.size}, or fewer processes"
-        )
-    machine = [*_world(config, world, env), *_environment(config, env), *_processor(config)]
-    if wrong:
-        raise ConfigError([*wrong, *machine])
-    if machine:
-        raise MachineError(machine)
-
-
 def changed_keys(old: Config, new: Config) -> list[str]:
     """The keys in which two configs differ and that shape the curve, as `key: old -> new`."""
     before, after = flat(old), flat(new)
     differing = [key for key in after if before.get(key) != after[key] and not key.startswith(MAY_CHANGE)]
     return [f"{key}: {before.get(key)!r} -> {after[key]!r}" for key in differing]
-
-
-def _not_built(config: Config) -> list[str]:
-    values = flat(config)
-    return [f"{key} = {values[key]!r} is not built yet" for key, missing in NOT_BUILT.items() if values[key] in missing]
-
-
-def _contradictions(config: Config) -> list[str]:
-    model, optim, wrong = config.model, config.optim, []
-    if model.norm == "frozen" and model.weights == "none" and not model.name.startswith("vit"):
-        wrong.append("model.norm = 'frozen' with model.weights = 'none' would leave every batch norm at identity; use model.norm: train")
-    if model.weights == "none" and model.train != "all":
-        wrong.append(f"model.train = {model.train!r} with model.weights = 'none' would freeze random features; use model.train: all")
-    if model.norm == "sync" and config.device == "cpu":
-        wrong.append("model.norm = 'sync' needs GPUs: torch's SyncBatchNorm does not run on CPU; use frozen or train")
-    if optim.nesterov and not optim.momentum:
-        wrong.append("optim.nesterov needs optim.momentum > 0")
-    low, high = config.data.crop_scale
-    if not 0 < low <= high <= 1:
-        wrong.append(f"data.crop_scale = [{low}, {high}]; use 0 < smallest <= largest <= 1")
-    if min(config.data.std) <= 0:
-        wrong.append(f"data.std = {list(config.data.std)}; every deviation must be above 0")
-    if config.data.classes is not None and len(set(config.data.classes)) != len(config.data.classes):
-        wrong.append("data.classes names a class twice")
-    if config.stop.when and (metric := Target.parse(config.stop.when).metric) not in (known := SCORES.get(config.task, (metric,))):
-        wrong.append(f"stop.when watches {metric}, which {config.task} does not score; use {', '.join(known)}")
-    return wrong
-
-
-def _weights(config: Config) -> list[str]:
-    weights = config.model.weights
-    if weights.startswith("run:"):
-        run = Path(weights.removeprefix("run:"))
-        if not (run / "config.yaml").is_file():
-            return [f"model.weights = {weights!r}: {run} is not the folder of a run (no config.yaml in it)"]
-        if not any((run / "checkpoints").glob("step-*/MANIFEST.json")):
-            return [f"model.weights = {weights!r}: that run has no checkpoint yet"]
-    elif weights.endswith((".safetensors", ".pth", ".pt")):
-        if not Path(weights).is_file():
-            return [f"model.weights = {weights!r}: there is no such file (from {Path.cwd()})"]
-    elif weights != "none" and not re.fullmatch(r"[A-Z][A-Z0-9_]*|\w+_Weights\.\w+", weights):
-        return [f"model.weights = {weights!r}; use DEFAULT, an enum name like IMAGENET1K_V2, a .safetensors or .pth file, run:<folder> or none"]
-    return []
-
-
-def _world(config: Config, world: World, env: Mapping[str, str]) -> list[str]:
-    wanted = {"run.expect_world": config.run.expect_world, "SFT_EXPECT_WORLD": env.get("SFT_EXPECT_WORLD")}
-    return [
-        f"{name} = {value}, but {world.size} process{'es' * (world.size > 1)} came. `accelerate launch --cpu --num_processes N` starts only "
-        "one and says nothing; use torchrun --nproc-per-node N"
-        for name, value in wanted.items()
-        if value and str(value) != str(world.size)
-    ]
-
-
-def _environment(config: Config, env: Mapping[str, str]) -> list[str]:
-    """What Accelerate would obey in silence although the config says otherwise."""
-    wrong = []
-    asked = {"fp32": "no", "tf32": "no", "fp64": "no"}.get(config.precision, config.precision)
-    if (told := env.get("ACCELERATE_MIXED_PRECISION", "no")) not in ("no", asked):
-        wrong.append(f"ACCELERATE_MIXED_PRECISION = {told}, but precision = {config.precision}; unset it, or write precision: {told}")
-    for variable, strategy in (("ACCELERATE_USE_DEEPSPEED", "zero1, zero2 or zero3"), ("ACCELERATE_USE_FSDP", "fsdp")):
-        if env.get(variable, "").lower() in ("1", "true", "yes") and config.shard.strategy == "ddp":
-            wrong.append(f"{variable} = {env[variable]}, but shard.strategy = ddp; unset it, or write shard.strategy: {strategy}")
-    if (steps := env.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")) != "1":
-        wrong.append(f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS = {steps}, but accumulation follows from batch.total and batch.micro; unset it")
-    if env.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes") and config.device == "cuda":
-        wrong.append(f"ACCELERATE_USE_CPU = {env['ACCELERATE_USE_CPU']}, but device = cuda; unset it, or write device: cpu")
-    return wrong
-
-
-def _processor(config: Config) -> list[str]:
-    if config.precision != "bf16" or config.device != "cpu" or config.train.allow_emulated or native_bf16():
-        return []
-    return ["precision = bf16, but this processor only emulates it, 13 to 18 times slower than fp32; use fp32, or train.allow_emulated: true"]
-
-
-def native_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 itself (avx512_bf16, amx_bf16, or Arm's bf16)."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            flags = {word for line in file if line.startswith(("flags", "Features")) for word in line.split()}
-    except OSError:
-        return False
-    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def processors() -> int:
@@ -271,7 +158,10 @@ def describe(plan: Plan, config: Config, device: str, counts: Mapping[str, Any] 
     lines = [
         ("world", f"{plan.world} rank{'s' * (plan.world > 1)}, {plan.strategy}, {plan.precision}, {device}"),
         ("data", f"{config.data.name}: {plan.samples} training and {plan.val_samples} validation samples"),
-        ("batch", f"{plan.global_batch} a step = {_either(shares)} a rank in {_either(passes)} micro-batch(es) of up to {plan.micro_batch}"),
+        (
+            "batch",
+            f"{plan.global_batch} a step = {_either(shares)} a rank in {_either(passes)} micro-batch(es) of up to {plan.micro_batch}",
+        ),
         ("length", f"{plan.total_steps} steps = {plan.epochs:.4g} epochs; {remaining} samples of the last epoch stay unseen"),
         ("schedule", f"{plan.schedule}, {plan.warmup_steps} steps of warm-up, peak rate {config.optim.lr:g}"),
         ("evaluate", f"every {config.eval.every} ({float(plan.eval_every):.4g} steps), by {config.eval.where}"),

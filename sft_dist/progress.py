@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sft_dist import tally
-from sft_dist.config import Stop, Target
+from sft_dist.config import Stop
 from sft_dist.plan import Plan
+from sft_dist.units import Target
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ from sft_dist.progress import Progress, reason_to_end
 from sft_dist.rundir import RunDir
 from sft_dist.schedule import due
 from sft_dist.signals import StopRequest
-from sft_dist.tasks import TASKS, Task
+from sft_dist.tasks import TASKS, Batch, Task
 from sft_dist.track import Tracker, say
 
 
@@ -150,13 +150,11 @@ def _pay_debts(parts: Parts, progress: Progress) -> tuple[Progress, bool]:
     return progress, asked
 
 
-def _batches(parts: Parts, progress: Progress) -> Iterator[object]:
+def _batches(parts: Parts, progress: Progress) -> Iterable[Batch]:
     config, engine = parts.config, parts.engine
     samples = loading.Samples(parts.splits.train, transforms.training(config.data), config.data.size, config.train.seed)
     workers = loading_processes(config, engine.place)
-    return iter(
-        loading.training_batches(parts.task, samples, parts.plan, engine.rank, progress.step, workers, pin=engine.device.type == "cuda")
-    )
+    return loading.training_batches(parts.task, samples, parts.plan, engine.rank, progress.step, workers, pin=engine.device.type == "cuda")
 
 
 def _finish(parts: Parts, progress: Progress, asked: bool) -> None:

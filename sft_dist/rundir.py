@@ -5,7 +5,7 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,6 @@ from sft_dist.config import Config
 from sft_dist.errors import ConfigError, MachineError
 from sft_dist.manifest import fsync
 from sft_dist.plan import changed_keys
-
 
 STEP = re.compile(r"step-(\d{8,})")
 
@@ -106,7 +105,9 @@ def lock(run: RunDir) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.seek(0)
-            raise MachineError(f"{run.path} is in use by {file.read().strip() or 'another process'}; wait for it, or use another run.name") from None
+            raise MachineError(
+                f"{run.path} is in use by {file.read().strip() or 'another process'}; wait for it, or use another run.name"
+            ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
@@ -177,8 +178,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def write_json(path: Path, content: Any) -> None:
-    write_atomically(path, json.dumps(content, indent=1) + "\n")
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    write_atomically(path, to_json(content))
+
+
+def to_json(content: Mapping[str, Any]) -> str:
+    """An object as JSON with a line for each of its keys: readable, and a confusion matrix does not take a line a number."""
+    return "{\n" + ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items()) + "\n}\n"
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -14,7 +14,7 @@ class Pick(NamedTuple):
     """One training sample of one epoch. The epoch belongs to it, because augmentation is drawn anew in each."""
 
     epoch: int
-    index: int
+    position: int
 
 
 def window(step: int, rank: int, plan: Plan) -> list[list[Pick]]:

@@ -1,16 +1,11 @@
 """What an image goes through before the model: torchvision's transforms on uint8; the model itself normalises."""
 
-from collections.abc import Callable
-
-from torch import Tensor
 from torchvision.transforms import v2
 
 from sft_dist.config import Data
 
-Transform = Callable[[Tensor], Tensor]
 
-
-def training(data: Data) -> Transform:
+def training(data: Data) -> v2.Compose:
     """uint8 image of 3 x any x any -> uint8 image of 3 x size x size, with random crop and flip; draws from torch's generator."""
     if data.augment == "none":
         return evaluation(data)
@@ -21,7 +16,7 @@ def training(data: Data) -> Transform:
     return v2.Compose([*crop, v2.RandomHorizontalFlip(data.flip)])
 
 
-def evaluation(data: Data) -> Transform:
+def evaluation(data: Data) -> v2.Compose:
     """uint8 image of 3 x any x any -> uint8 image of 3 x size x size: resize the shorter side, cut out the centre."""
     zoom = round(data.size * 256 / 224) if data.augment == "resized_crop" else data.size
     return v2.Compose([v2.Resize(data.resize or zoom, antialias=True), v2.CenterCrop(data.size)])

@@ -30,7 +30,7 @@ SOURCES = {
 
 def check(data: Data) -> None:
     """Refuse early what the data set's kind can see without reading it."""
-    if data.name in SOURCES:  # the rest is refused by plan.check as not built
+    if data.name in SOURCES:  # the rest is refused by refuse.check as not built
         SOURCES[data.name].check(data)
 
 

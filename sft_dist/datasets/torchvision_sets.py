@@ -52,7 +52,9 @@ def load(data: Data) -> Splits:
     train = sets[0]
     labels = _labels(train)
     classes = [str(name) for name in getattr(train, "classes", sorted(set(labels)))]
-    whole, val, test = (_split(part, data, name) if part is not None else None for part, name in zip(sets, ("train", "val", "test"), strict=True))
+    whole, val, test = (
+        _split(part, data, name) if part is not None else None for part, name in zip(sets, ("train", "val", "test"), strict=True)
+    )
     assert whole is not None
     return draw_splits(whole, val, test, classes, data)
 
@@ -71,7 +73,9 @@ def _one_download_at_a_time(data: Data) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
     except OSError as error:
-        raise MachineError(f"data.download into {root}: {error}; fetch {data.dataset} where there is a network and copy the folder") from error
+        raise MachineError(
+            f"data.download into {root}: {error}; fetch {data.dataset} where there is a network and copy the folder"
+        ) from error
 
 
 def _open(data: Data, **split: Any) -> Any:

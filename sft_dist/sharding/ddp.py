@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
@@ -14,6 +15,8 @@ from sft_dist.sharding.contract import Strategy, Tensors
 
 def prepare(accelerator: Accelerator, module: nn.Module) -> nn.Module:
     wrapped: nn.Module = accelerator.prepare_model(module)
+    if isinstance(wrapped, DistributedDataParallel):
+        wrapped.broadcast_buffers = False  # or every forward pass overwrites the batch-norm statistics with rank 0's
     return wrapped
 
 

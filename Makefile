@@ -1,0 +1,36 @@
+# make install | demo | test | check | fix | bench
+.PHONY: install demo test check fix bench docs clean
+SHELL := /bin/bash
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/python benchmarks/demo.py
+
+test: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fix: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install
+	$(BIN)/python benchmarks/startup.py
+
+docs: install
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf .venv build ./*.egg-info

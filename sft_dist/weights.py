@@ -1,0 +1,79 @@
+"""Where weights come from: torchvision, a file, or another run. Nothing here runs code that a file holds."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor
+
+from sft_dist import manifest, rundir
+from sft_dist.config import Model
+from sft_dist.errors import ConfigError, MachineError
+
+State = Mapping[str, Tensor]
+
+
+def read(model: Model) -> tuple[State, tuple[str, ...] | None]:
+    """The named weights on the CPU, and the classes that they were trained for where that is known. Never runs code from a file."""
+    if model.weights.startswith("run:"):
+        return _from_run(Path(model.weights.removeprefix("run:")))
+    if model.weights.endswith(".safetensors"):
+        return _from_safetensors(Path(model.weights)), None
+    if model.weights.endswith((".pth", ".pt")):
+        return _from_pickle(Path(model.weights)), None
+    return _from_torchvision(model), None
+
+
+def _from_torchvision(model: Model) -> State:
+    choices = torchvision.models.get_model_weights(model.name)
+    name = model.weights.split(".")[-1]
+    if name not in choices.__members__:
+        raise ConfigError(f"model.weights = {model.weights!r}; {model.name} has {', '.join(choices.__members__)}")
+    try:
+        state: State = choices[name].get_state_dict(progress=False, check_hash=True)
+        return state
+    except OSError as error:
+        url = choices[name].url
+        raise MachineError(
+            f"model.weights = {model.weights}: {url} cannot be fetched ({error}); fetch it where there is a network, "
+            f"copy it here, and write model.weights: /path/to/{url.rsplit('/', 1)[-1]}"
+        ) from error
+
+
+def _from_safetensors(path: Path) -> State:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        state: State = load_file(path)
+        return state
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"model.weights = {str(path)!r} is not a whole safetensors file: {error}") from error
+
+
+def _from_pickle(path: Path) -> State:
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and others for what is not a state dict
+        raise ConfigError(
+            f"model.weights = {str(path)!r} holds more than tensors, or is damaged, and is not opened: {str(error).splitlines()[0]}"
+        ) from error
+    for key in ("state_dict", "model"):
+        content = content[key] if isinstance(content, dict) and isinstance(content.get(key), dict) else content
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ConfigError(f"model.weights = {str(path)!r} is not a state dict (names and tensors)")
+    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def _from_run(folder: Path) -> tuple[State, tuple[str, ...]]:
+    run = rundir.RunDir(folder)
+    for pointer in ("best", "latest"):
+        checkpoint = run.pointed_to(pointer)
+        if checkpoint is None:
+            continue
+        if problems := manifest.verify(checkpoint):
+            raise ConfigError([f"model.weights = 'run:{folder}': its {pointer} checkpoint is damaged", *problems])
+        return _from_safetensors(checkpoint / "model.safetensors"), tuple(rundir.read_json(checkpoint / "state.json")["classes"])
+    raise ConfigError(f"model.weights = 'run:{folder}': neither checkpoints/best nor checkpoints/latest names a checkpoint")
