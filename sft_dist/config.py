@@ -8,15 +8,21 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from sft_dist.units import Span, Target
 
 
-def _span(text: str) -> str:
-    return str(Span.parse(text))
+def _span(text: object) -> str:
+    return str(Span.parse(str(text)))
 
 
-def _positive_span(text: str) -> str:
-    span = Span.parse(text)
+def _positive_span(text: object) -> str:
+    span = Span.parse(str(text))
     if not span.count:
-        raise ValueError(f"{text!r} is no time at all; use at least 1 step")
+        raise ValueError(f"{str(text)!r} is no time at all; use at least 1 step")
     return str(span)
+
+
+def _not_boolean(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError(f"{value!r} is not a number")  # pydantic would read true as 1.0
+    return value
 
 
 def _target(text: str) -> str:
@@ -48,14 +54,15 @@ def _printable(text: str) -> str:
     return text
 
 
-Length = Annotated[str, AfterValidator(_span)]
-PositiveLength = Annotated[str, AfterValidator(_positive_span)]
+Length = Annotated[str, BeforeValidator(_span)]
+PositiveLength = Annotated[str, BeforeValidator(_positive_span)]
 Text = Annotated[str, AfterValidator(_printable)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 Seed = Annotated[int, Field(ge=0, strict=True)]
-Share = Annotated[float, Field(ge=0, lt=1)]
-Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Three = tuple[float, float, float]
+Number = Annotated[float, BeforeValidator(_not_boolean), Field(allow_inf_nan=False)]
+Share = Annotated[Number, Field(ge=0, lt=1)]
+Rate = Annotated[Number, Field(ge=0)]
+Three = tuple[Number, Number, Number]
 
 
 class Section(BaseModel):
@@ -85,9 +92,9 @@ class Data(Section):
     """For evaluation: shorter side, in pixels, before the centre crop; null is size * 256 / 224 with `resized_crop`, else size."""
     augment: Literal["resized_crop", "padded_crop", "none"] = "resized_crop"
     """Training crop: `resized_crop` (random area and ratio), `padded_crop` (resize, pad by an eighth, random crop), or `none` (as in evaluation)."""
-    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_scale: tuple[Number, Number] = (0.08, 1.0)
     """Smallest and largest share of the image's area that `resized_crop` takes."""
-    flip: Annotated[float, Field(ge=0, le=1)] = 0.5
+    flip: Annotated[Number, Field(ge=0, le=1)] = 0.5
     """Probability of a horizontal flip in training."""
     mean: Three = (0.485, 0.456, 0.406)
     """Per-channel mean that is subtracted, for values in 0..1; the default is ImageNet's."""
@@ -132,7 +139,7 @@ class Optim(Section):
     """SGD's look-ahead momentum."""
     betas: tuple[Share, Share] = (0.9, 0.999)
     """AdamW's decay rates of the first and second moment."""
-    eps: Annotated[float, Field(gt=0)] = 1e-8
+    eps: Annotated[Number, Field(gt=0)] = 1e-8
     """AdamW's term against division by zero."""
     weight_decay: Rate = 0.0
     """Weight decay of matrices and filters; norms and biases are never decayed."""
@@ -147,7 +154,7 @@ class Schedule(Section):
     """Length of the linear rise from nearly zero at the start."""
     step_every: PositiveLength = "30 epochs"
     """For `step`: how often the rate is multiplied by `gamma`."""
-    gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
+    gamma: Annotated[Number, Field(gt=0, le=1)] = 0.1
     """For `step`: the factor."""
     final: Share = 0.0
     """For `cosine`: the share of the rate that is left at the end."""
@@ -158,7 +165,7 @@ class Train(Section):
     """How long to train. A finished run that is started again with more goes on from its end."""
     seed: Seed = 0
     """Seed of the new head, of the order of samples, of augmentation and dropout."""
-    clip: Annotated[float, Field(gt=0)] | None = None
+    clip: Annotated[Number, Field(gt=0)] | None = None
     """Largest global norm of the gradient; null does not clip."""
     deterministic: StrictBool = False
     """Bit-equal repeats of one layout, at some cost in speed."""

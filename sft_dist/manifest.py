@@ -30,7 +30,7 @@ def verify(folder: Path) -> list[str]:
         content = json.loads((folder / NAME).read_text())
         files = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in content["files"].items()}
         form = content["format"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         return [f"{folder / NAME} cannot be read ({type(error).__name__}: {error})"]
     if form != FORMAT or not files:
         return [f"{folder / NAME} has format {form!r} with {len(files)} files; this version reads format {FORMAT}"]
@@ -41,12 +41,15 @@ def _problem(folder: Path, name: str, size: int, digest: str) -> str | None:
     path = folder / name
     if not re.fullmatch(r"[\w][\w.-]*", name):
         return f"{folder / NAME} names {name!r}, which is not a plain file name"
-    if path.is_symlink() or not path.is_file():
-        return f"{path} is missing"
-    if (found := path.stat().st_size) != size:
-        return f"{path} has {found} bytes, its manifest says {size}"
-    if (actual := sha256(path)) != digest:
-        return f"{path} has sha256 {actual[:12]}..., its manifest says {digest[:12]}..."
+    try:
+        if path.is_symlink() or not path.is_file():
+            return f"{path} is missing"
+        if (found := path.stat().st_size) != size:
+            return f"{path} has {found} bytes, its manifest says {size}"
+        if (actual := sha256(path)) != digest:
+            return f"{path} has sha256 {actual[:12]}..., its manifest says {digest[:12]}..."
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror or error})"
     return None
 
 

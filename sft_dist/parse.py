@@ -49,7 +49,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"config {path} is not a text file in UTF-8") from None
     try:
         tree = yaml.load(text, _OneOfEachKey)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"config {path} is not plain YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"config {path} holds no keys; it begins with `task: classify`")
@@ -78,7 +78,7 @@ class _OneOfEachKey(yaml.SafeLoader):
     """PyYAML lets the last of two equal keys win in silence; this loader refuses the second."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         twice = {str(key) for key in keys if keys.count(key) > 1}
         if twice:
             raise yaml.YAMLError(f"{', '.join(sorted(twice))} stands twice in one section (line {node.start_mark.line + 1})")
@@ -103,7 +103,7 @@ def _lay_over(tree: dict[str, Any], override: str) -> None:
 
 def _sentence(problem: Mapping[str, Any]) -> str:
     """One pydantic problem in words: the dotted key, what was found, what is allowed."""
-    place = tuple(str(part) for part in problem["loc"] if not str(part).startswith(("literal[", "function-", "int", "constrained")))
+    place = tuple(map(str, problem["loc"]))
     key = ".".join(place)
     context = problem.get("ctx", {})
     match problem["type"]:
@@ -120,6 +120,8 @@ def _sentence(problem: Mapping[str, Any]) -> str:
             return f"{key} = {problem['input']!r} is a section; its keys are {', '.join(_names(place))}"
         case "value_error":
             return f"{key}: {context['error']}"
+        case "string_type":
+            return f"{key} = {problem['input']!r} is not a text; put it in quotes (YAML reads no as False and 007 as 7)"
         case _:
             message = problem["msg"][0].lower() + problem["msg"][1:]
             return f"{key} = {problem['input']!r}: {message.replace('input should', 'it should')}"

@@ -34,17 +34,19 @@ class World:
         names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
         found = {name: env[name] for name in names if env.get(name)}
         if not found:
-            if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "SLURM_PROCID" in env:
+            if env.get("SLURM_STEP_NUM_TASKS", "1") != "1" and "SLURM_PROCID" in env:
                 raise MachineError(
                     f"srun started {env['SLURM_STEP_NUM_TASKS']} tasks without a launcher: each would train alone; use slurm/finetune.sh"
                 )
             return cls()
         try:
-            values = [int(found[name]) for name in names]
+            world = cls(*(int(found[name]) for name in names))
+            if not (0 <= world.rank < world.size and 0 <= world.local_rank < world.local_size <= world.size):
+                raise ValueError("a rank outside its world")
         except (KeyError, ValueError):
             told = ", ".join(f"{name}={env.get(name, '(unset)')}" for name in names)
-            raise MachineError(f"the launcher's variables are incomplete or not numbers: {told}; start with torchrun") from None
-        return cls(*values)
+            raise MachineError(f"the launcher's variables are incomplete or contradictory: {told}; start with torchrun") from None
+        return world
 
 
 @dataclass(frozen=True)

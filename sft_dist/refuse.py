@@ -97,12 +97,12 @@ def _environment(config: Config, env: Mapping[str, str]) -> list[str]:
     """What Accelerate would obey in silence although the config says otherwise."""
     wrong = []
     asked = {"fp32": "no", "tf32": "no", "fp64": "no"}.get(config.precision, config.precision)
-    if (told := env.get("ACCELERATE_MIXED_PRECISION", "no")) not in ("no", asked):
+    if (told := env.get("ACCELERATE_MIXED_PRECISION") or "no") not in ("no", asked):
         wrong.append(f"ACCELERATE_MIXED_PRECISION = {told}, but precision = {config.precision}; unset it, or write precision: {told}")
     for variable, strategy in (("ACCELERATE_USE_DEEPSPEED", "zero1, zero2 or zero3"), ("ACCELERATE_USE_FSDP", "fsdp")):
         if env.get(variable, "").lower() in ("1", "true", "yes") and config.shard.strategy == "ddp":
             wrong.append(f"{variable} = {env[variable]}, but shard.strategy = ddp; unset it, or write shard.strategy: {strategy}")
-    if (steps := env.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")) != "1":
+    if (steps := env.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS") or "1") != "1":
         wrong.append(
             f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS = {steps}, but accumulation follows from batch.total and batch.micro; unset it"
         )

@@ -71,7 +71,7 @@ def check(config: Config) -> None:
     """Refuse a folder that holds another run: the keys that shape the curve must be those that it was started with."""
     run = RunDir.of(config)
     if not run.config.exists():
-        if run.path.is_dir() and any(p.name not in ("attempts", "outcome.json", ".lock") for p in run.path.iterdir()):
+        if run.path.is_dir() and not _only_begun(run):
             raise ConfigError(f"{run.path} exists and is not a run (no config.yaml in it); use another run.name or run.dir")
         return
     changed = changed_keys(parse.load(run.config), config)
@@ -79,6 +79,12 @@ def check(config: Config) -> None:
         raise ConfigError(
             [f"{run.path} holds a run of another config; to go on with it, undo the changes, or start another with run.name=...", *changed]
         )
+
+
+def _only_begun(run: RunDir) -> bool:
+    """Whether the folder holds nothing but what a run leaves that died before its config was written."""
+    names = {path.name for path in run.path.iterdir() if not path.name.startswith(".")}
+    return names <= {"attempts", "checkpoints", "predictions", "outcome.json"} and not any(run.checkpoints.glob("*"))
 
 
 def create(config: Config) -> RunDir:
@@ -103,7 +109,7 @@ def lock(run: RunDir) -> Iterator[None]:
     with (run.path / ".lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             file.seek(0)
             raise MachineError(
                 f"{run.path} is in use by {file.read().strip() or 'another process'}; wait for it, or use another run.name"

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 
 
@@ -28,7 +29,7 @@ class Span:
         return self.count * per_unit[self.unit]
 
     def __str__(self) -> str:
-        number = str(self.count) if self.count.denominator == 1 else str(float(self.count))
+        number = f"{Decimal(self.count.numerator) / Decimal(self.count.denominator):f}"  # a float might say 1e-05, which parse refuses
         return f"{number} {self.unit}" + ("" if self.count == 1 else "s")
 
 
