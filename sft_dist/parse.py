@@ -108,10 +108,13 @@ def _sentence(problem: Mapping[str, Any]) -> str:
     context = problem.get("ctx", {})
     match problem["type"]:
         case "extra_forbidden":
-            near = difflib.get_close_matches(place[-1], names := _names(place[:-1]), n=1, cutoff=0.5)
+            close = difflib.get_close_matches(place[-1], names := _names(place[:-1]), n=1, cutoff=0.6)
+            near = [".".join((*place[:-1], name)) for name in close]
             elsewhere = [full for full in _all_keys() if full.split(".")[-1] == place[-1]]
-            hint = f"did you mean {'.'.join((*place[:-1], near[0]))}?" if near else f"it has {', '.join(names)}"
-            return f"unknown key {key}; " + (f"did you mean {elsewhere[0]}?" if elsewhere and not near else hint)
+            meant = near or elsewhere if len(place) > 1 else elsewhere or near  # at the top a section was forgotten
+            return f"unknown key {key}; " + (f"did you mean {' or '.join(meant)}?" if meant else f"it has {', '.join(names)}")
+        case "invalid_key":
+            return f"{'.'.join((*place[:-1], repr(problem['input'])))} is no key; put it in quotes (YAML reads on as True)"
         case "missing":
             return f"{key} is missing"
         case "literal_error":
