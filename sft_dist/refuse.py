@@ -22,6 +22,8 @@ NOT_BUILT = {
     "track.wandb": ("online", "offline"),
 }
 
+ON = ("1", "true", "t", "yes", "y", "on")  # what Accelerate takes for true
+
 
 def check(config: Config, world: World, env: Mapping[str, str]) -> None:
     """Every refusal that needs neither data nor model; no torch. Raises ConfigError, or MachineError if only the machine is at fault."""
@@ -98,15 +100,16 @@ def _environment(config: Config, env: Mapping[str, str]) -> list[str]:
     wrong = []
     asked = {"fp32": "no", "tf32": "no", "fp64": "no"}.get(config.precision, config.precision)
     if (told := env.get("ACCELERATE_MIXED_PRECISION") or "no") not in ("no", asked):
-        wrong.append(f"ACCELERATE_MIXED_PRECISION = {told}, but precision = {config.precision}; unset it, or write precision: {told}")
+        instead = ", or write precision: bf16" if told == "bf16" else ""
+        wrong.append(f"ACCELERATE_MIXED_PRECISION = {told}, but precision = {config.precision}; unset it{instead}")
     for variable, strategy in (("ACCELERATE_USE_DEEPSPEED", "zero1, zero2 or zero3"), ("ACCELERATE_USE_FSDP", "fsdp")):
-        if env.get(variable, "").lower() in ("1", "true", "yes") and config.shard.strategy == "ddp":
+        if env.get(variable, "").lower() in ON and config.shard.strategy == "ddp":
             wrong.append(f"{variable} = {env[variable]}, but shard.strategy = ddp; unset it, or write shard.strategy: {strategy}")
     if (steps := env.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS") or "1") != "1":
         wrong.append(
             f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS = {steps}, but accumulation follows from batch.total and batch.micro; unset it"
         )
-    if env.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes") and config.device == "cuda":
+    if env.get("ACCELERATE_USE_CPU", "").lower() in ON and config.device == "cuda":
         wrong.append(f"ACCELERATE_USE_CPU = {env['ACCELERATE_USE_CPU']}, but device = cuda; unset it, or write device: cpu")
     return wrong
 
