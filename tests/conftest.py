@@ -1,0 +1,30 @@
+"""Fixtures that several tests share: where the real data is, and how ranks are started."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("repository", deadline=None)  # timings are never assertions here
+settings.load_profile("repository")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of the real data sets; tests that ask for it skip where it is absent."""
+    folder = Path(os.environ.get("SFT_REAL_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not (folder / "cifar10" / "train").is_dir():
+        pytest.skip(f"no real data in {folder} (SFT_REAL_DATA names the folder)")
+    return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def real_weights(real_data: Path) -> Path:
+    """ImageNet features for mobilenet_v2, without a classifier."""
+    path = real_data.parent / "weights" / "mobilenet_v2_imagenet.safetensors"
+    if not path.is_file():
+        pytest.skip(f"no real weights at {path}")
+    return path

@@ -1,0 +1,151 @@
+"""Starts the ranks of a run as plain processes, and is itself what each of them executes: several runs after one import of torch."""
+
+import importlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+LIMIT_S = 400
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a config file with overrides; `die_at` kills every rank's process at a point inside the save of `die_step`."""
+
+    config: str
+    overrides: tuple[str, ...] = ()
+    die_at: str = ""
+    die_step: int = 0
+    port: int = field(default_factory=lambda: free_port())
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def start(world: int, jobs: Sequence[Job], log: Path, call: str = "ranks:make_runs", **env: str) -> list[subprocess.Popen[bytes]]:
+    """One process a rank; each gives all jobs to `call` (module:function of the tests). What they print goes to <log>-<rank>."""
+    processes = []
+    for rank in range(world):
+        places = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1"}
+        variables = {**os.environ, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in places.items()}, **env}
+        if world == 1:
+            variables = {name: value for name, value in variables.items() if name not in places}
+        command = [sys.executable, __file__, call, json.dumps([asdict(job) for job in jobs])]
+        with Path(f"{log}-{rank}").open("wb") as out:
+            processes.append(subprocess.Popen(command, env=variables, stdout=out, stderr=subprocess.STDOUT, start_new_session=True))
+    return processes
+
+
+def wait(processes: Sequence[subprocess.Popen[bytes]], limit_s: float = LIMIT_S) -> list[int]:
+    """The exit codes; whatever is still running after the limit is killed and counts as a failure of the test."""
+    end = time.monotonic() + limit_s
+    try:
+        return [process.wait(max(0.1, end - time.monotonic())) for process in processes]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+def run_ranks(world: int, jobs: Sequence[Job], log: Path, call: str = "ranks:make_runs", **env: str) -> list[int]:
+    return wait(start(world, jobs, log, call, **env))
+
+
+def output(log: Path, world: int) -> str:
+    return "\n".join(Path(f"{log}-{rank}").read_text(errors="replace") for rank in range(world))
+
+
+def rows(run: Path) -> dict[tuple[int, str], dict[str, Any]]:
+    """metrics.jsonl by (step, kind), without the columns that tell of speed; every (step, kind) must appear once."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    table = {(row["step"], row["kind"]): {k: v for k, v in row.items() if not k.startswith(("speed/", "memory/"))} for row in lines}
+    assert len(table) == len(lines), "a (step, kind) appears twice"
+    return table
+
+
+def largest_difference(one: dict[tuple[int, str], dict[str, Any]], other: dict[tuple[int, str], dict[str, Any]]) -> float:
+    """P1's ruler over every number of two curves: absolute, and relative above 1."""
+    assert one.keys() == other.keys()
+    worst = 0.0
+    for place, row in one.items():
+        assert row.keys() == other[place].keys(), place
+        for name, value in row.items():
+            if isinstance(value, int | float):
+                worst = max(worst, abs(value - other[place][name]) / max(1.0, abs(value)))
+    return worst
+
+
+def wait_for_step(run: Path, step: int, limit_s: float = 120) -> None:
+    """Until metrics.jsonl has a row of that step."""
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end:
+        if (run / "metrics.jsonl").exists() and f'"step": {step},' in (run / "metrics.jsonl").read_text():
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{run} did not reach step {step} in {limit_s} s")
+
+
+def _die(job: Job) -> None:
+    """Put a SIGKILL at a named point of the save of a step: a fault in the process, not in what is tested."""
+    from sft_dist import checkpoint
+
+    def deadly(function: Any, before: bool, relevant: Any) -> Any:
+        def wrapped(*arguments: Any) -> Any:
+            if before and relevant(*arguments):
+                os.kill(os.getpid(), signal.SIGKILL)
+            result = function(*arguments)
+            if relevant(*arguments):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return result
+
+        return wrapped
+
+    def this_step(*arguments: Any) -> bool:
+        return any(str(job.die_step).zfill(8) in str(argument) or argument == job.die_step for argument in arguments)
+
+    match job.die_at:
+        case "before manifest":
+            checkpoint.manifest.write = deadly(checkpoint.manifest.write, True, this_step)
+        case "before rename":
+            checkpoint.manifest.write = deadly(checkpoint.manifest.write, False, this_step)
+        case "before pointer":
+            checkpoint._move_over = deadly(checkpoint._move_over, False, this_step)
+        case "before retention":
+            checkpoint.point = deadly(checkpoint.point, False, lambda _, progress: progress.step == job.die_step)
+        case "half a file":
+            checkpoint._write = deadly(checkpoint._write, False, this_step)
+
+
+def make_runs(jobs: Sequence[Job]) -> None:
+    """What a rank does by default: every job as a run, through the command line's own door."""
+    from sft_dist import cli
+
+    for job in jobs:
+        os.environ["MASTER_PORT"] = str(job.port)
+        _die(job)
+        try:
+            cli.main(["train", job.config, *job.overrides])
+        except SystemExit as end:
+            if end.code:
+                raise
+
+
+if __name__ == "__main__":
+    sys.path[:1] = [str(Path(__file__).resolve().parent.parent), str(Path(__file__).resolve().parent)]
+    module, _, function = sys.argv[1].partition(":")
+    getattr(importlib.import_module(module), function)(
+        [Job(**{**job, "overrides": tuple(job["overrides"])}) for job in json.loads(sys.argv[2])]
+    )
