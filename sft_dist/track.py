@@ -138,7 +138,7 @@ def environment(device: str) -> dict[str, Any]:
 
 def redact(argument: str) -> str:
     """A command-line argument without the value of what sounds like a secret."""
-    return re.sub(r"(?i)^(.*(?:key|token|secret|password)[^=]*)=.+", r"\1=(redacted)", argument)
+    return re.sub(r"(?is)^([^=]*(?:key|token|secret|password)[^=]*)=.+", r"\1=(redacted)", argument)
 
 
 def _rows(table: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -58,7 +58,7 @@ def _from_pickle(path: Path) -> State:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and others for what is not a state dict
         raise ConfigError(
-            f"model.weights = {str(path)!r} holds more than tensors, or is damaged, and is not opened: {str(error).splitlines()[0]}"
+            f"model.weights = {str(path)!r} holds more than tensors, or is damaged, and is not opened: {str(error).split('. ')[0]}"
         ) from error
     for key in ("state_dict", "model"):
         content = content[key] if isinstance(content, dict) and isinstance(content.get(key), dict) else content

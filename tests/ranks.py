@@ -125,8 +125,45 @@ def _die(job: Job) -> None:
             checkpoint._move_over = deadly(checkpoint._move_over, False, this_step)
         case "before retention":
             checkpoint.point = deadly(checkpoint.point, False, lambda _, progress: progress.step == job.die_step)
+        case "asked in evaluation":
+            _ask_before_evaluation_of(job.die_step)
         case "half a file":
             checkpoint._write = deadly(checkpoint._write, False, this_step)
+
+
+def _ask_before_evaluation_of(step: int) -> None:
+    """Send rank 1 a SIGTERM between its training step, where no rank was asked to stop, and the evaluation of that step."""
+    from sft_dist import run
+
+    evaluate = run._evaluate
+
+    def asked(parts: Any, progress: Any) -> Any:
+        if progress.step == step and parts.engine.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(parts, progress)
+
+    run._evaluate = asked
+
+
+def note_exits(jobs: Sequence[Job]) -> None:
+    """Every job as a run, whatever comes of it; exit codes and error texts go to the file that SFT_TEST_EXITS names, with the rank."""
+    import contextlib
+    import io
+
+    from sft_dist import cli
+
+    exits = []
+    for job in jobs:
+        os.environ["MASTER_PORT"] = str(job.port)
+        told = io.StringIO()
+        with contextlib.redirect_stderr(told):
+            try:
+                cli.main(["train", job.config, *job.overrides])
+                code: Any = 0
+            except SystemExit as end:
+                code = end.code
+        exits.append([code, told.getvalue()])
+    Path(f"{os.environ['SFT_TEST_EXITS']}-{os.environ.get('RANK', '0')}").write_text(json.dumps(exits))
 
 
 def make_runs(jobs: Sequence[Job]) -> None:

@@ -91,8 +91,10 @@ def bare_loop(folder: Path, weights: Path) -> list[tuple[float, float]]:
 
     import torch
     import torchvision
+    from PIL import Image
     from safetensors.torch import load_file
     from torchvision.transforms import v2
+    from torchvision.transforms.v2.functional import pil_to_tensor
 
     def seed(*parts):  # as docs/concepts/randomness.md says it
         return int.from_bytes(hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest(), "big") >> 1
@@ -132,7 +134,7 @@ def bare_loop(folder: Path, weights: Path) -> list[tuple[float, float]]:
         images, labels = [], []
         for epoch, i in stream[step * TOTAL : (step + 1) * TOTAL]:
             torch.manual_seed(seed("augment", 5, epoch, i))
-            images.append(to_double(augment(torchvision.io.decode_image(str(samples[i][0]), mode="RGB"))))
+            images.append(to_double(augment(pil_to_tensor(Image.open(samples[i][0]).convert("RGB")))))
             labels.append(samples[i][1])
         rate = 0.01 * ((step + 1) / 3 if step < 3 else 0.5 * (1 + math.cos(math.pi * (step - 3) / (STEPS - 3))))
         for group in optimizer.param_groups:

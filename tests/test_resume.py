@@ -109,3 +109,29 @@ def test_a_restore_that_forgets_the_moments_is_caught(folder):
     manifest.write(checkpoint, int(checkpoint.name[5:]))
     assert run_ranks(1, [job(folder, "forgetful")], folder / "forgetful-b") == [0]
     assert largest_difference(rows(folder / "runs" / "whole"), rows(run)) > 1e-6
+
+
+def test_a_signal_to_one_rank_lets_all_save_the_same_step_and_exit_0(folder):
+    run = folder / "runs" / "asked"
+    processes = start(2, [job(folder, "asked")], folder / "asked-a")
+    wait_for_step(run, 6)
+    os.kill(processes[1].pid, signal.SIGUSR1)
+    assert wait(processes) == [0, 0], output(folder / "asked-a", 2)
+    outcome = json.loads((run / "outcome.json").read_text())
+    assert outcome["outcome"] == "saved"
+    assert outcome["reason"] == "asked to stop by another rank"
+    assert (run / "checkpoints" / "latest").read_text() == f"step-{outcome['step']:08d}\n"
+    assert max(step for step, _ in rows(run)) == outcome["step"] < 24
+    # Asked again, now between a training step and the evaluation that is due after it: the evaluation is made up for.
+    again = [job(folder, "asked", die_at="asked in evaluation", die_step=15)]
+    assert run_ranks(2, again, folder / "asked-b") == [0, 0], output(folder / "asked-b", 2)
+    assert json.loads((run / "outcome.json").read_text())["step"] == 15
+    assert (15, "eval") not in rows(run)
+    assert run_ranks(1, [job(folder, "asked")], folder / "asked-c") == [0], output(folder / "asked-c", 1)
+    assert largest_difference(rows(folder / "runs" / "whole"), rows(run)) < 1e-9
+    # A finished run answers without training; a longer duration goes on from its end.
+    assert run_ranks(1, [job(folder, "asked")], folder / "asked-d") == [0]
+    assert "this run is finished" in output(folder / "asked-d", 1)
+    longer = Job(str(folder / "config.yaml"), ("run.name=asked", "train.duration=26 steps"))
+    assert run_ranks(1, [longer], folder / "asked-e") == [0], output(folder / "asked-e", 1)
+    assert [step for step, kind in rows(run) if kind == "train"] == list(range(1, 27))

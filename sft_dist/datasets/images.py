@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-DECODED_BY_TORCHVISION = (".jpg", ".jpeg", ".png", ".webp", ".gif")
-EXTENSIONS = (*DECODED_BY_TORCHVISION, ".bmp", ".ppm", ".pgm", ".tif", ".tiff")  # as in torchvision's ImageFolder, and gif
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")  # torchvision's ImageFolder, and gif
 
 
 def find(folder: Path) -> Iterator[Path]:
@@ -19,30 +18,23 @@ def find(folder: Path) -> Iterator[Path]:
 
 
 def read(path: Path) -> Any:
-    """A file as uint8 tensor of 3 x height x width, turned upright by its EXIF tag. Raises OSError or ValueError, path included."""
-    import torch
-    from torchvision.io import ImageReadMode, decode_image
-    from torchvision.transforms.v2.functional import pil_to_tensor, to_dtype
-
-    if path.suffix.lower() not in DECODED_BY_TORCHVISION:
-        return pil_to_tensor(_open(path))
-    content = path.read_bytes()
-    if not content:
-        raise ValueError(f"{path} is empty")
-    try:
-        image = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB, apply_exif_orientation=True)
-    except RuntimeError as error:
-        raise ValueError(f"{path} cannot be decoded: {str(error).splitlines()[0].split(': ')[-1]}") from error
-    if image.ndim == 4:
-        image = image[0]  # an animation: its first frame
-    return to_dtype(image, torch.uint8, scale=True) if image.dtype != torch.uint8 else image
-
-
-def _open(path: Path) -> Any:
+    """A file as uint8 tensor of 3 x height x width, turned upright by its EXIF tag. Raises ValueError naming the path."""
     from PIL import Image, ImageOps
+    from torchvision.transforms.v2.functional import pil_to_tensor
 
     try:
         with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            return pil_to_tensor(_in_colour(ImageOps.exif_transpose(image)))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises each of these for damaged files
         raise ValueError(f"{path} cannot be decoded: {error}") from error
+
+
+def _in_colour(image: Any) -> Any:
+    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow's own conversion would clip at 255
+        import numpy as np
+        from PIL import Image
+
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # as Pillow asks for
+    return image.convert("RGB")

@@ -28,7 +28,7 @@ OFFICIAL = {  # data set -> what it calls its (training, validation, test) split
     "SVHN": ("train", None, "test"),
     "StanfordCars": ("train", None, "test"),
 }
-BOOLEAN = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "QMNIST", "USPS")  # train=True and train=False (the test split)
+BOOLEAN = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "USPS")  # train=True and train=False (the test split)
 WHOLE = ("EuroSAT", "SEMEION")  # no official split
 KNOWN = sorted([*OFFICIAL, *BOOLEAN, *WHOLE])
 
@@ -51,7 +51,8 @@ def load(data: Data) -> Splits:
             sets = [_open(data), None, None]
     train = sets[0]
     labels = _labels(train)
-    classes = [str(name) for name in getattr(train, "classes", sorted(set(labels)))]
+    names = getattr(train, "classes", sorted(set(labels)))
+    classes = [", ".join(name) if isinstance(name, tuple) else str(name) for name in names]  # ImageNet's are tuples of synonyms
     whole, val, test = (
         _split(part, data, name) if part is not None else None for part, name in zip(sets, ("train", "val", "test"), strict=True)
     )
@@ -86,15 +87,24 @@ def _open(data: Data, **split: Any) -> Any:
         split["download"] = data.download
     try:
         return kind(root=str(data.root), **split)
-    except (RuntimeError, FileNotFoundError) as error:
-        told = str(error).splitlines()[0]
-        raise ConfigError(f"data.dataset = {data.dataset} is not in data.root = {data.root!r} ({told}); use data.download: true") from error
+    except ImportError as error:
+        raise MachineError(f"data.dataset = {data.dataset} needs a package that is not installed here: {error}") from error
+    except (RuntimeError, FileNotFoundError, ValueError) as error:
+        told = str(error).split("\n")[0]
+        if split.get("download"):
+            raise MachineError(
+                f"data.download: {data.dataset} did not come into {data.root} ({told}); fetch it where there is a network and copy the folder"
+            ) from error
+        remedy = "use data.download: true" if "download" in split else "torchvision cannot download it, its documentation says where to get it"
+        raise ConfigError(f"data.dataset = {data.dataset} is not in data.root = {data.root!r} ({told}); {remedy}") from error
 
 
 def _labels(dataset: Any) -> list[int]:
     for name in ("targets", "_labels", "labels", "y"):
         if hasattr(dataset, name):
             return [int(label) for label in getattr(dataset, name)]
+    if hasattr(dataset, "_samples"):
+        return [int(label) for _, label in dataset._samples]  # GTSRB, Imagenette, ...: without decoding every image
     return [int(dataset[i][1]) for i in range(len(dataset))]
 
 
