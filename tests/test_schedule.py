@@ -82,6 +82,15 @@ def test_a_window_of_a_far_step_costs_no_replay() -> None:
     assert samples_of(10_000_000, a_plan())[0].epoch == 10_000_000 * 32 // 244
 
 
+def test_an_epoch_is_shuffled_once_and_not_once_a_sample() -> None:
+    plan = a_plan(244, 2)
+    schedule._order.cache_clear()
+    for step in range(16):  # 512 places: two whole epochs and a part of the third
+        for rank in range(2):
+            window(step, rank, plan)
+    assert schedule._order.cache_info().misses <= 6
+
+
 # These figures are the promise to every run that was ever stopped: if they change, no run can be resumed exactly.
 FIRST_STEPS = [
     [(0, 9), (0, 3), (0, 1), (0, 7)],
