@@ -57,9 +57,8 @@ def _from_pickle(path: Path) -> State:
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises UnpicklingError, RuntimeError, EOFError and others for what is not a state dict
-        raise ConfigError(
-            f"model.weights = {str(path)!r} holds more than tensors, or is damaged, and is not opened: {str(error).split('. ')[0]}"
-        ) from error
+        told = str(error).split("\n")[0]
+        raise ConfigError(f"model.weights = {str(path)!r} holds more than tensors, or is damaged, and is not opened: {told}") from error
     for key in ("state_dict", "model"):
         content = content[key] if isinstance(content, dict) and isinstance(content.get(key), dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):

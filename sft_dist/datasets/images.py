@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")  # torchvision's ImageFolder, and gif
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # whatever the name says; of the others, EPS starts Ghostscript
 
 
 def find(folder: Path) -> Iterator[Path]:
@@ -23,18 +24,21 @@ def read(path: Path) -> Any:
     from torchvision.transforms.v2.functional import pil_to_tensor
 
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return pil_to_tensor(_in_colour(ImageOps.exif_transpose(image)))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # Pillow raises each of these for damaged files
+    except Exception as error:  # for damaged files Pillow raises OSError, SyntaxError, ValueError, struct.error and others
         raise ValueError(f"{path} cannot be decoded: {error}") from error
 
 
 def _in_colour(image: Any) -> Any:
-    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow's own conversion would clip at 255
+    if image.mode.startswith(("I", "F")):  # more than 8 bits of grey, which Pillow's own conversion would clip at 255
         import numpy as np
         from PIL import Image
 
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        grey = np.asarray(image)
+        if image.mode == "F" or grey.min() < 0 or grey.max() >= 2**16:
+            raise ValueError("its pixels are neither 8 nor 16 bits of grey; convert the file")
+        image = Image.fromarray((grey >> 8).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")  # as Pillow asks for
     return image.convert("RGB")
