@@ -31,7 +31,7 @@ def train(config: Path, overrides: tuple[str, ...]) -> None:
 
     settings = parse.load(config, overrides)
     world = plan.World.from_env(os.environ)
-    refuse.check(settings, world, os.environ)
+    refuse.check(settings, world, os.environ, fresh=not rundir.begun(rundir.RunDir.of(settings)))
     datasets.check(settings.data)
     rundir.check(settings)
     if done := rundir.finished(settings):
@@ -80,7 +80,7 @@ def eval_command(run_folder: Path, overrides: tuple[str, ...], split: str, check
 
     settings = parse.load(run_folder / "config.yaml", overrides)
     world = plan.World.from_env(os.environ)
-    refuse.check(settings, world, os.environ)
+    refuse.check(settings, world, os.environ, fresh=False)
     datasets.check(settings.data)
 
     from sft_dist.run import score
@@ -132,6 +132,8 @@ def _show(error: BaseException) -> None:
             click.echo(f"sft-dist: {kind}{where}\n{problems}", err=True)
     elif isinstance(error, click.exceptions.ClickException):
         error.show()
+    elif isinstance(error, click.exceptions.Abort):
+        click.echo(f"sft-dist: interrupted{where}; the last checkpoint is intact, and the same command goes on from it", err=True)
     elif not isinstance(error, SystemExit):
         click.echo(f"sft-dist: stopped{where}", err=True)
         traceback.print_exception(error)

@@ -190,6 +190,8 @@ def _choose_device(config: Config, world: World) -> str:
         raise MachineError(f"{world.local_size} processes on this machine, but it has {gpus} GPUs; start one process a GPU")
     if kind == "cpu" and config.model.norm == "sync":
         raise MachineError("model.norm = sync needs GPUs: torch's SyncBatchNorm does not run on CPU; use frozen or train")
+    if kind == "cpu" and config.precision == "tf32":
+        raise MachineError("precision = tf32 is an arithmetic of GPUs, and there is none here; use fp32")
     if kind == "cpu" and config.precision == "bf16" and not (native_bf16() or config.train.allow_emulated):
         raise MachineError(
             "precision = bf16, but this processor only emulates it, 13 to 18 times slower; use fp32, or train.allow_emulated: true"

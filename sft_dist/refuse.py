@@ -25,9 +25,12 @@ NOT_BUILT = {
 ON = ("1", "true", "t", "yes", "y", "on")  # what Accelerate takes for true
 
 
-def check(config: Config, world: World, env: Mapping[str, str]) -> None:
-    """Every refusal that needs neither data nor model; no torch. Raises ConfigError, or MachineError if only the machine is at fault."""
-    wrong = [*_not_built(config), *_contradictions(config), *_weights(config)]
+def check(config: Config, world: World, env: Mapping[str, str], fresh: bool = True) -> None:
+    """Every refusal that needs neither data nor model; no torch. Raises ConfigError, or MachineError if only the machine is at fault.
+
+    fresh: the model will be filled from `model.weights`; not so where a checkpoint has taken their place.
+    """
+    wrong = [*_not_built(config), *_contradictions(config), *(_weights(config) if fresh else [])]
     if config.batch.total < world.size:
         wrong.append(
             f"batch.total = {config.batch.total} is fewer than the {world.size} ranks: {world.size - config.batch.total} would have "
@@ -58,6 +61,8 @@ def _contradictions(config: Config) -> list[str]:
     low, high = config.data.crop_scale
     if not 0 < low <= high <= 1:
         wrong.append(f"data.crop_scale = [{low}, {high}]; use 0 < smallest <= largest <= 1")
+    if config.data.resize and config.data.resize < config.data.size:
+        wrong.append(f"data.resize = {config.data.resize} is less than data.size = {config.data.size}: the crop would be padded with black")
     if min(config.data.std) <= 0:
         wrong.append(f"data.std = {list(config.data.std)}; every deviation must be above 0")
     if config.data.classes is not None and len(set(config.data.classes)) != len(config.data.classes):
@@ -115,6 +120,8 @@ def _environment(config: Config, env: Mapping[str, str]) -> list[str]:
 
 
 def _processor(config: Config) -> list[str]:
+    if config.precision == "tf32" and config.device == "cpu":
+        return ["precision = tf32 is an arithmetic of GPUs; on CPU use fp32"]
     if config.precision != "bf16" or config.device != "cpu" or config.train.allow_emulated or native_bf16():
         return []
     return [

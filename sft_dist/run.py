@@ -3,7 +3,7 @@
 import dataclasses
 import socket
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -200,10 +200,11 @@ def _folder(config: Config, plan: Plan, engine: Engine) -> Iterator[tuple[RunDir
             if isinstance(error, DivergedError):
                 error = DivergedError([*error.problems, f"last good checkpoint: {latest.name if latest else 'none yet'}"])
             told = {"type": type(error).__name__, "message": str(error), "rank": engine.rank, "host": socket.gethostname()}
-            rundir.write_json(folder.path / "attempts" / str(attempt) / f"error-rank{engine.rank}.json", told)
-            if engine.is_main:
-                step = int(latest.name.removeprefix("step-")) if latest else 0
-                rundir.write_json(folder.outcome, {"outcome": "failed", "step": step, "attempt": attempt, "error": told})
+            with suppress(OSError):  # on a full disk the error itself still reaches the screen
+                rundir.write_json(folder.path / "attempts" / str(attempt) / f"error-rank{engine.rank}.json", told)
+                if engine.is_main:
+                    step = int(latest.name.removeprefix("step-")) if latest else 0
+                    rundir.write_json(folder.outcome, {"outcome": "failed", "step": step, "attempt": attempt, "error": told})
             raise error
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft_dist import parse
+from sft_dist import manifest, parse
 from sft_dist.config import Config
 from sft_dist.errors import ConfigError, MachineError
 from sft_dist.manifest import fsync
@@ -70,6 +70,9 @@ class RunDir:
 def check(config: Config) -> None:
     """Refuse a folder that holds another run: the keys that shape the curve must be those that it was started with."""
     run = RunDir.of(config)
+    there = next(path for path in (run.path, *run.path.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise MachineError(f"run.dir = {config.run.dir!r}: cannot write to {there}; use another run.dir")
     if not run.config.exists():
         if run.path.is_dir() and not _only_begun(run):
             raise ConfigError(f"{run.path} exists and is not a run (no config.yaml in it); use another run.name or run.dir")
@@ -118,6 +121,20 @@ def lock(run: RunDir) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Let one process of this machine at a time work on a folder, which is made if need be; the others wait."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".sft-dist.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def begun(run: RunDir) -> bool:
+    """Whether there is a checkpoint to go on from, so that the pretrained weights are no longer needed."""
+    return any(run.checkpoints.glob(f"step-*/{manifest.NAME}"))
 
 
 def next_attempt(run: RunDir) -> int:

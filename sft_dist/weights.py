@@ -32,7 +32,8 @@ def _from_torchvision(model: Model) -> State:
     if name not in choices.__members__:
         raise ConfigError(f"model.weights = {model.weights!r}; {model.name} has {', '.join(choices.__members__)}")
     try:
-        state: State = choices[name].get_state_dict(progress=False, check_hash=True)
+        with rundir.one_at_a_time(Path(torch.hub.get_dir())):  # the first rank of a machine downloads, the others find the file
+            state: State = choices[name].get_state_dict(progress=False, check_hash=True)
         return state
     except OSError as error:
         url = choices[name].url
