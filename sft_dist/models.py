@@ -71,6 +71,7 @@ def build(config: Config, classes: Sequence[str], weights: bool = True) -> tuple
     kind = family(config.model.name)
     torch.manual_seed(draw_seed("model", config.train.seed))
     model = torchvision.models.get_model(config.model.name, weights=None, num_classes=len(classes))
+    _check_size(model, config)
     _replace(model, kind.head, nn.Linear(_linear(model, kind.head).in_features, len(classes)))
     told = []
     if weights and config.model.weights != "none":
@@ -181,8 +182,18 @@ def on_paper(config: Config, classes: int) -> dict[str, int]:
     with torch.device("meta"):
         model = torchvision.models.get_model(config.model.name, weights=None, num_classes=classes) if family(config.model.name) else None
     assert model is not None
+    _check_size(model, config)
     freeze(model, config.model)
     return counts(model, config.optim, bytes_each=8 if config.precision == "fp64" else 4)
+
+
+def _check_size(model: nn.Module, config: Config) -> None:
+    """A ViT has a position for each patch: it takes images of one size, which torchvision asserts in the first forward pass only."""
+    size = getattr(model, "image_size", config.data.size)
+    if size != config.data.size:
+        raise ConfigError(
+            f"data.size = {config.data.size}, but {config.model.name} takes images of {size} pixels only; write data.size: {size}"
+        )
 
 
 def _turn_off_draws(model: nn.Module) -> None:

@@ -35,10 +35,10 @@ def _from_torchvision(model: Model) -> State:
         with rundir.one_at_a_time(Path(torch.hub.get_dir())):  # the first rank of a machine downloads, the others find the file
             state: State = choices[name].get_state_dict(progress=False, check_hash=True)
         return state
-    except OSError as error:
-        url = choices[name].url
+    except Exception as error:  # no network (OSError), another hash (RuntimeError), or a cached file that torch.load cannot read
+        url, told = choices[name].url, str(error).split("\n")[0] or type(error).__name__
         raise MachineError(
-            f"model.weights = {model.weights}: {url} cannot be fetched ({error}); fetch it where there is a network, "
+            f"model.weights = {model.weights}: {url} cannot be fetched into {torch.hub.get_dir()} or read from there ({told}); fetch it where there is a network, "
             f"copy it here, and write model.weights: /path/to/{url.rsplit('/', 1)[-1]}"
         ) from error
 
@@ -64,7 +64,7 @@ def _from_pickle(path: Path) -> State:
         content = content[key] if isinstance(content, dict) and isinstance(content.get(key), dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ConfigError(f"model.weights = {str(path)!r} is not a state dict (names and tensors)")
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    return {str(name).removeprefix("module."): tensor for name, tensor in content.items()}
 
 
 def _from_run(folder: Path) -> tuple[State, tuple[str, ...]]:

@@ -89,14 +89,16 @@ def _open(data: Data, **split: Any) -> Any:
         return kind(root=str(data.root), **split)
     except ImportError as error:
         raise MachineError(f"data.dataset = {data.dataset} needs a package that is not installed here: {error}") from error
-    except (RuntimeError, FileNotFoundError, ValueError) as error:
-        told = str(error).split("\n")[0]
+    except (RuntimeError, FileNotFoundError, ValueError, AssertionError) as error:  # torchvision asserts the form of MNIST's files
+        told = str(error).split("\n")[0] or type(error).__name__
         if split.get("download"):
             raise MachineError(
                 f"data.download: {data.dataset} did not come into {data.root} ({told}); fetch it where there is a network and copy the folder"
             ) from error
-        remedy = "use data.download: true" if "download" in split else "torchvision cannot download it, its documentation says where to get it"
-        raise ConfigError(f"data.dataset = {data.dataset} is not in data.root = {data.root!r} ({told}); {remedy}") from error
+        remedy = (
+            "use data.download: true" if "download" in split else "torchvision cannot download it, its documentation says where to get it"
+        )
+        raise ConfigError(f"data.dataset = {data.dataset} cannot be read from data.root = {data.root!r} ({told}); {remedy}") from error
 
 
 def _labels(dataset: Any) -> list[int]:
