@@ -42,6 +42,7 @@ def train(
     clock = Stopwatch()
     micros = iter(batches)
     for done in range(start, plan.total_steps):
+        clock.lap()  # the evaluation and the checkpoint after the last step are not this step's time
         if not engine.module.training:  # after an evaluation
             train_mode(engine.module)
         rate = config.optim.lr * lr_factor(done, plan)
