@@ -100,6 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if code:
             _record(error)
             _show(error)
+        _let_go(raised)
         sys.stdout.flush()
         sys.exit(code)
 
@@ -110,6 +111,14 @@ def _translated(error: BaseException) -> BaseException:
     from sft_dist.engine import translate
 
     return translate(error)
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Empty the frames that an error holds. They keep data workers alive, which ignore the signal that Python would end
+    them with, so that the process would wait for them for ever."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _exit_code(error: BaseException) -> int:
