@@ -1,5 +1,5 @@
-# make install | demo | test | check | fix | bench
-.PHONY: install demo test check fix bench docs clean
+# make install | demo | quick | test | real | check | fix | bench | docs | clean
+.PHONY: install demo quick test real check fix bench docs clean
 SHELL := /bin/bash
 PYTHON ?= python3.11
 BIN := .venv/bin
@@ -14,8 +14,14 @@ install: .venv/installed
 demo: install
 	$(BIN)/python benchmarks/demo.py
 
+quick: install
+	$(BIN)/python -m pytest -m "not dist and not real"
+
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not real"
+
+real: install
+	$(BIN)/python -m pytest -m real
 
 check: install
 	$(BIN)/ruff check .
