@@ -19,6 +19,7 @@ from sft_dist.rundir import STEP, RunDir, step_name, write_atomically
 from sft_dist.sharding import Tensors
 
 UNFINISHED = ".unfinished-"
+DAMAGED = "damaged-"
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,7 @@ def newest(run: RunDir) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint, and what is wrong with the newer ones that are not; those are renamed out of the way."""
     _clear_unfinished(run)
     told: list[str] = []
-    folders = _folders(run)
-    for folder in reversed(folders):
+    for folder in reversed(_folders(run)):
         problems = manifest.verify(folder)
         if not problems:
             latest = run.pointed_to("latest")
@@ -68,8 +68,10 @@ def newest(run: RunDir) -> tuple[Path | None, list[str]]:
                 told.append(f"going on from {folder.name}")
             return folder, told
         told += [f"damaged checkpoint: {problem}" for problem in problems]
-        _move_over(folder, folder.with_name(f"damaged-{folder.name}"))
-    if folders:
+        _move_over(folder, folder.with_name(f"{DAMAGED}{folder.name}"))
+    if any(
+        run.checkpoints.glob(f"{DAMAGED}*")
+    ):  # also those of the attempts before: a run that lost all it had never starts anew by itself
         raise MachineError(
             [*told, f"no whole checkpoint is left in {run.checkpoints}; restore one from a backup, or start another run.name"]
         )
@@ -78,8 +80,8 @@ def newest(run: RunDir) -> tuple[Path | None, list[str]]:
 
 def named(run: RunDir, name: str) -> Path:
     """The checkpoint called `best`, `latest` or `step-<n>`, verified. Raises ConfigError if there is none, or it is damaged."""
-    folder = run.pointed_to(name) if name in ("best", "latest") else run.checkpoints / name
-    if folder is None or not STEP.fullmatch(folder.name) or not folder.is_dir():
+    folder = run.pointed_to(name) if name in ("best", "latest") else run.checkpoints / name if STEP.fullmatch(name) else None
+    if folder is None or not folder.is_dir():
         have = ", ".join(path.name for path in _folders(run)) if run.checkpoints.is_dir() else ""
         raise ConfigError(f"{run.path} has no checkpoint {name!r}; it has {have or 'none'}")
     if problems := manifest.verify(folder):
@@ -165,7 +167,7 @@ def _cannot_save(run: RunDir, needed: int, error: Exception) -> MachineError:
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
     why = "no space is left" if full else str(error)
     return MachineError(
-        f"cannot save a checkpoint in {run.checkpoints}: {why} ({needed / 2**20:.0f} MiB needed, {free / 2**20:.0f} MiB free); {safe}. "
+        f"cannot save a checkpoint in {run.checkpoints}: {why} ({needed / 2**20:.1f} MiB needed, {free / 2**20:.1f} MiB free); {safe}. "
         "Make room, or use a smaller save.keep, and start the same command again"
     )
 

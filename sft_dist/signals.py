@@ -13,16 +13,17 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal: str | None = None
+        self.interrupted = False
 
     @property
     def made(self) -> bool:
         return self.signal is not None
 
     def note(self, number: int, _: FrameType | None) -> None:
-        again = self.made and number == signal.SIGINT and self.signal == "SIGINT"
         self.signal = signal.Signals(number).name
-        if again:
+        if number == signal.SIGINT and self.interrupted:
             raise KeyboardInterrupt("interrupted twice")
+        self.interrupted = self.interrupted or number == signal.SIGINT
 
 
 @contextmanager
