@@ -99,11 +99,13 @@ def test_weights_of_another_architecture_are_refused_with_counts(tmp_path: Path,
         build(tmp_path / "w.safetensors")
 
 
-def test_one_missing_and_one_foreign_tensor_are_named(tmp_path: Path) -> None:
-    state = {name: tensor for name, tensor in state_of().items() if name != "features.0.1.running_mean"}
-    save_file({**state, "features.99.weight": torch.zeros(1)}, tmp_path / "w.safetensors")
-    told = r"another shape: features.0.1.running_mean; only in the file: features.99.weight$"
-    with pytest.raises(ConfigError, match=told):
+@pytest.mark.parametrize(
+    ("missing", "foreign"), [("features.0.1.running_mean", None), (None, "features.99.weight"), ("features.0.1.bias", "bn.weight")]
+)
+def test_a_single_tensor_too_few_or_too_many_is_named(tmp_path: Path, missing: str | None, foreign: str | None) -> None:
+    state = {name: tensor for name, tensor in state_of().items() if name != missing}
+    save_file({**state, **({foreign: torch.zeros(1)} if foreign else {})}, tmp_path / "w.safetensors")
+    with pytest.raises(ConfigError, match=rf"of another shape: {missing or 'none'}; only in the file: {foreign or 'none'}$"):
         build(tmp_path / "w.safetensors")
 
 
