@@ -69,9 +69,7 @@ def newest(run: RunDir) -> tuple[Path | None, list[str]]:
             return folder, told
         told += [f"damaged checkpoint: {problem}" for problem in problems]
         _move_over(folder, folder.with_name(f"{DAMAGED}{folder.name}"))
-    if any(
-        run.checkpoints.glob(f"{DAMAGED}*")
-    ):  # also those of the attempts before: a run that lost all it had never starts anew by itself
+    if any(run.checkpoints.glob(f"{DAMAGED}*")):  # of attempts before, too: a run that lost all it had never starts anew by itself
         raise MachineError(
             [*told, f"no whole checkpoint is left in {run.checkpoints}; restore one from a backup, or start another run.name"]
         )
@@ -183,4 +181,5 @@ def _delete_old(run: RunDir, keep: int) -> None:
 
 
 def _folders(run: RunDir) -> list[Path]:
-    return sorted(path for path in run.checkpoints.iterdir() if STEP.fullmatch(path.name) and path.is_dir())
+    found = [path for path in run.checkpoints.iterdir() if STEP.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))

@@ -1,6 +1,5 @@
 """`torchvision`: the classification sets of torchvision.datasets by name, with their official splits."""
 
-import fcntl
 import inspect
 import tarfile
 from collections.abc import Iterator
@@ -8,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sft_dist import rundir
 from sft_dist.config import Data
 from sft_dist.datasets.splits import Split, Splits, draw_splits
 from sft_dist.errors import ConfigError, MachineError
@@ -69,9 +69,7 @@ def _one_download_at_a_time(data: Data) -> Iterator[None]:
     tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)  # Python 3.11 else lets archives write outside (vision#9517)
     root = Path(str(data.root))
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with (root / ".download.lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with rundir.one_at_a_time(root):
             yield
     except OSError as error:
         raise MachineError(
