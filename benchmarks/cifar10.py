@@ -14,6 +14,8 @@ import sys
 import time
 from pathlib import Path
 
+import yaml
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIGS = [REPOSITORY / "configs" / f"cifar10-mobilenet-{name}.yaml" for name in ("head", "all", "scratch")]
 
@@ -50,17 +52,14 @@ def train(run: str, config: Path, seed: int, asked: argparse.Namespace) -> float
     if clock.exists():
         return float(clock.read_text())
     overrides = [f"data.root={asked.data}", f"train.seed={seed}", f"run.dir={asked.runs}", f"run.name={run}"]
-    if "weights: none" not in config.read_text():
+    if yaml.safe_load(config.read_text())["model"]["weights"] != "none":
         overrides.append(f"model.weights={asked.weights}")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(asked.processes)]
     print(f"{run} ...", file=sys.stderr, flush=True)
     started = time.monotonic()
-    subprocess.run(
-        [*torchrun, REPOSITORY / "sft_dist" / "train.py", config, *overrides],
-        env={"OMP_NUM_THREADS": "1", **os.environ},
-        stdout=sys.stderr,
-        check=True,
-    )
+    command = [*torchrun, REPOSITORY / "sft_dist" / "train.py", config, *overrides]
+    if subprocess.run(command, env={"OMP_NUM_THREADS": "1", **os.environ}, stdout=sys.stderr).returncode:
+        sys.exit(f"{run} failed: its own message stands above")
     seconds = time.monotonic() - started
     clock.write_text(f"{seconds:.1f}\n")
     return seconds
