@@ -44,11 +44,14 @@ def restore(run: RunDir, engine: Engine, about: About, checkpoint: Path | None) 
     """Model, optimizer and progress from a checkpoint that `newest` found; a fresh start from None. All ranks take part."""
     if checkpoint is None:
         return Progress()
+    if not checkpoint.is_dir():
+        raise MachineError(f"{checkpoint} is there for rank 0, but not here; run.dir must be on a file system that all nodes share")
     state = json.loads((checkpoint / "state.json").read_text())
     if (state["fingerprint"], tuple(state["classes"])) != (about.fingerprint, about.classes):
         raise ConfigError(
             f"{run.path} was trained on other data: {len(state['classes'])} classes, fingerprint {state['fingerprint']}; "
-            f"the data now has {len(about.classes)} classes, fingerprint {about.fingerprint}. Restore the data, or start another run.name"
+            f"the data now has {len(about.classes)} classes, fingerprint {about.fingerprint}. Restore the data, or start another run.name",
+            everywhere=True,
         )
     engine.put(Tensors(load_file(checkpoint / "model.safetensors"), load_file(checkpoint / "optim.safetensors")))
     return Progress(**state["progress"])
@@ -87,13 +90,13 @@ def named(run: RunDir, name: str) -> Path:
     return folder
 
 
-def load_model(checkpoint: Path, engine: Engine, classes: tuple[str, ...]) -> None:
-    """The weights of a checkpoint into the bare model. Raises ConfigError if it was trained for other classes."""
-    trained_for = tuple(json.loads((checkpoint / "state.json").read_text())["classes"])
-    if trained_for != classes:
-        raise ConfigError(
-            f"{checkpoint} tells apart {len(trained_for)} classes {trained_for[:5]}..., the data has {len(classes)}: {classes[:5]}..."
-        )
+def classes_of(checkpoint: Path) -> tuple[str, ...]:
+    """The classes that a checkpoint's model tells apart, by number."""
+    return tuple(json.loads((checkpoint / "state.json").read_text())["classes"])
+
+
+def load_model(checkpoint: Path, engine: Engine) -> None:
+    """The weights of a checkpoint into the bare model, which must have its shape."""
     engine.module.load_state_dict(load_file(checkpoint / "model.safetensors"))
 
 
@@ -151,7 +154,7 @@ def _clear_unfinished(run: RunDir) -> None:
         if STEP.fullmatch(final.name) and not final.exists() and not manifest.verify(leftover):
             leftover.rename(final)
         else:
-            shutil.rmtree(leftover)
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -55,7 +55,7 @@ def plan_command(config: Path, overrides: tuple[str, ...], size: int | None, qui
 
     settings = parse.load(config, overrides)
     world = plan.World(size=size, local_size=size) if size else plan.World.from_env(os.environ)
-    refuse.check(settings, world, {} if size else os.environ)
+    refuse.check(settings, world, {} if size else os.environ, fresh=not rundir.begun(rundir.RunDir.of(settings)))
     datasets.check(settings.data)
     rundir.check(settings)
     splits = datasets.load(settings.data)
@@ -76,14 +76,13 @@ def plan_command(config: Path, overrides: tuple[str, ...], size: int | None, qui
 @click.option("--checkpoint", default="best", show_default=True, help="best, latest, or a folder's name like step-00000400.")
 def eval_command(run_folder: Path, overrides: tuple[str, ...], split: str, checkpoint: str) -> None:
     """Score a checkpoint of RUN again, also on other data (data.root=...); prints JSON."""
-    from sft_dist import datasets, parse, plan, refuse, rundir
+    from sft_dist import parse, plan, refuse, rundir
 
     settings = parse.load(run_folder / "config.yaml", overrides)
     world = plan.World.from_env(os.environ)
     refuse.check(settings, world, os.environ, fresh=False)
-    datasets.check(settings.data)
 
-    from sft_dist.run import score
+    from sft_dist.score import score
 
     scores = score(rundir.RunDir(run_folder), settings, world, split, checkpoint)
     if world.rank == 0:
@@ -137,7 +136,7 @@ def _show(error: BaseException) -> None:
     if isinstance(error, SftError):
         problems = "\n".join(f"  - {problem}" for problem in error.problems)
         kind = {2: "cannot run this", 78: "this machine cannot run this", 75: "interrupted from outside"}.get(error.exit_code, "stopped")
-        if error.exit_code not in (2, 78) or rank in (None, "0") or isinstance(error.__cause__, BaseException):
+        if not _others_say_it(error):
             click.echo(f"sft-dist: {kind}{where}\n{problems}", err=True)
     elif isinstance(error, click.exceptions.ClickException):
         error.show()
@@ -146,6 +145,12 @@ def _show(error: BaseException) -> None:
     elif not isinstance(error, SystemExit):
         click.echo(f"sft-dist: stopped{where}", err=True)
         traceback.print_exception(error)
+
+
+def _others_say_it(error: SftError) -> bool:
+    """Rank 0 speaks for all where all raise the same; before the ranks know of each other, the first one of each machine does."""
+    rank, local_rank = os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK", "0")
+    return rank != "0" if error.everywhere else local_rank != "0" and "torch" not in sys.modules
 
 
 def _record(error: BaseException) -> None:

@@ -13,12 +13,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from sft_dist.config import Config
 from sft_dist.errors import InfrastructureError, MachineError, SftError
-from sft_dist.plan import Plan, World, processors
-from sft_dist.refuse import native_bf16
+from sft_dist.plan import World, processors, timeout_s
+from sft_dist.refuse import ON, native_bf16
 from sft_dist.sharding import STRATEGIES, Tensors
 from sft_dist.tally import Evidence
 
@@ -28,24 +29,28 @@ Result = TypeVar("Result")
 class Engine:
     """The processes of one run, from the first handshake to the last. Every rank must make the same calls in the same order."""
 
-    def __init__(self, config: Config, plan: Plan, world: World) -> None:
+    def __init__(self, config: Config, world: World) -> None:
         """Start up and check that what came is what was asked for. Raises MachineError where it is not."""
         self.place, self.rank, self.world = world, world.rank, world.size
         self.strategy = STRATEGIES[config.shard.strategy]
         self.precision = config.precision
         kind = _choose_device(config, world)
-        _set_arithmetic(config, kind, world)
+        _set_arithmetic(config, kind)
         self.accelerator = Accelerator(
             cpu=kind == "cpu",
             mixed_precision="bf16" if config.precision == "bf16" else "no",
             gradient_accumulation_steps=1,
-            kwargs_handlers=_among_ranks(kind, plan.timeout_s) if world.size > 1 else [],
+            kwargs_handlers=_among_ranks(kind, timeout_s(config)) if world.size > 1 else [],
         )
         self.device = self.accelerator.device
         came = (self.accelerator.num_processes, self.device.type, self.accelerator.mixed_precision)
         wanted = (world.size, kind, "bf16" if config.precision == "bf16" else "no")
         if came != wanted:
-            raise MachineError(f"(processes, device, autocast) are {came}, but {wanted} were asked for")
+            names = ("processes", "device", "autocast")
+            told = [f"{name}: {got!r} came, {asked!r} was asked for" for name, got, asked in zip(names, came, wanted, strict=True)]
+            raise MachineError(["Accelerate set up something else than this run needs", *told])
+        if "OMP_NUM_THREADS" not in os.environ:  # after Accelerate, which counts the machine's processors instead of this process's
+            torch.set_num_threads(max(1, processors() // world.local_size))
 
     def __enter__(self) -> "Engine":
         return self
@@ -60,6 +65,7 @@ class Engine:
     def prepare(self, module: nn.Module, make_optimizer: Callable[[nn.Module], Optimizer]) -> nn.Module:
         """Move the model to the device and wrap it for the strategy; `module` and `optimizer` stay within reach, bare."""
         self.module = module.to(self.device, torch.float64 if self.precision == "fp64" else torch.float32)
+        self.learning_norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.training]
         self.optimizer = make_optimizer(self.module)
         self.wrapped = self.strategy.prepare(self.accelerator, self.module)
         return self.wrapped
@@ -108,6 +114,8 @@ class Engine:
         if self.world > 1:
             dist.broadcast_object_list(told)
         if told[1] is not None:
+            if isinstance(told[1], SftError):
+                told[1].everywhere = True
             raise told[1]
         result: Result = told[0]
         return result
@@ -121,15 +129,16 @@ class Engine:
         return [line for lines in said for line in lines]
 
     def even_out_statistics(self) -> None:
-        """Average the batch-norm statistics that each rank learned on its own samples."""
+        """Average the batch-norm statistics that each rank learned on its own samples; frozen ones keep every bit."""
         if self.world == 1:
             return
-        for name, buffer in self.module.named_buffers():
-            if name.endswith(("running_mean", "running_var")):
-                dist.all_reduce(buffer)
-                buffer /= self.world
-            elif name.endswith("num_batches_tracked"):
-                dist.broadcast(buffer, src=0)
+        for norm in self.learning_norms:
+            for statistic in norm.buffers():
+                if statistic.is_floating_point():
+                    dist.all_reduce(statistic)
+                    statistic.div_(self.world)
+                else:
+                    dist.broadcast(statistic, src=0)  # how many batches; shares of a window may differ by one
 
     def take(self) -> Tensors:
         """What this rank writes into a checkpoint."""
@@ -171,15 +180,15 @@ def translate(error: BaseException) -> BaseException:
     return error
 
 
-def _among_ranks(kind: str, timeout_s: int) -> list[Any]:
+def _among_ranks(kind: str, limit_s: int) -> list[Any]:
     return [
-        InitProcessGroupKwargs(backend="gloo" if kind == "cpu" else "nccl", timeout=timedelta(seconds=timeout_s)),
+        InitProcessGroupKwargs(backend="gloo" if kind == "cpu" else "nccl", timeout=timedelta(seconds=limit_s)),
         DistributedDataParallelKwargs(gradient_as_bucket_view=True),
     ]
 
 
 def _choose_device(config: Config, world: World) -> str:
-    told_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    told_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ON
     gpus = torch.cuda.device_count()
     if config.device == "cuda" and not gpus:
         raise MachineError(
@@ -188,6 +197,8 @@ def _choose_device(config: Config, world: World) -> str:
     kind = "cuda" if config.device == "cuda" or (config.device == "auto" and gpus and not told_cpu) else "cpu"
     if kind == "cuda" and world.local_size > gpus:
         raise MachineError(f"{world.local_size} processes on this machine, but it has {gpus} GPUs; start one process a GPU")
+    if kind == "cuda" and config.precision in ("tf32", "bf16") and torch.cuda.get_device_capability(world.local_rank) < (8, 0):
+        raise MachineError(f"precision = {config.precision}, but {torch.cuda.get_device_name(world.local_rank)} does not have it; use fp32")
     if kind == "cpu" and config.model.norm == "sync":
         raise MachineError("model.norm = sync needs GPUs: torch's SyncBatchNorm does not run on CPU; use frozen or train")
     if kind == "cpu" and config.precision == "tf32":
@@ -199,7 +210,7 @@ def _choose_device(config: Config, world: World) -> str:
     return kind
 
 
-def _set_arithmetic(config: Config, kind: str, world: World) -> None:
+def _set_arithmetic(config: Config, kind: str) -> None:
     tf32 = config.precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
@@ -207,5 +218,3 @@ def _set_arithmetic(config: Config, kind: str, world: World) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.train.deterministic)
     torch.backends.cudnn.benchmark = kind == "cuda" and not config.train.deterministic
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, processors() // world.local_size))

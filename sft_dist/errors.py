@@ -11,16 +11,20 @@ from collections.abc import Sequence
 
 
 class SftError(Exception):
-    """One problem or several, each told in a sentence of its own; shown on one screen, without a traceback."""
+    """One problem or several, each told in a sentence of its own; shown on one screen, without a traceback.
+
+    everywhere: every rank raises the same error, so that one of them can speak for all.
+    """
 
     exit_code = 1
 
-    def __init__(self, problems: str | Sequence[str]) -> None:
+    def __init__(self, problems: str | Sequence[str], everywhere: bool = False) -> None:
         self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
+        self.everywhere = everywhere
         super().__init__("\n".join(self.problems))
 
-    def __reduce__(self) -> tuple[type["SftError"], tuple[tuple[str, ...]]]:
-        return type(self), (self.problems,)  # errors travel between ranks and from data workers
+    def __reduce__(self) -> tuple[type["SftError"], tuple[tuple[str, ...], bool]]:
+        return type(self), (self.problems, self.everywhere)  # errors travel between ranks
 
 
 class ConfigError(SftError):

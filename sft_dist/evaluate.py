@@ -48,10 +48,10 @@ def evaluate(
         if round_ % ROUNDS_PER_LOOK == 0:
             bad, asked = engine.sum([float(len(problems)), float(request.made)])
             if bad:
-                raise ConfigError(engine.agree(problems))
+                raise ConfigError(engine.agree(problems), everywhere=True)
             if asked:
                 return None
     if everyone := engine.agree(problems):
-        raise ConfigError(everyone)
+        raise ConfigError(everyone, everywhere=True)
     evidence = engine.merge(found)
     return engine.on_main(lambda: task.score(evidence, classes)), evidence

@@ -77,6 +77,7 @@ def _loader(samples: Samples, batches: Any, collate: Callable[..., Any], workers
         num_workers=workers,
         pin_memory=pin,
         worker_init_fn=_start_worker if workers else None,
+        multiprocessing_context="fork" if workers else None,  # a split reads through closures, which no other way carries over
     )
 
 

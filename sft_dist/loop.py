@@ -1,6 +1,7 @@
 """The training loop: two nested loops, a step over its micro-batches; it knows no file and no logger."""
 
 import itertools
+import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -81,23 +82,24 @@ def train_step(
     # The one wait for the device, and the one message, of a step. What stops a run is found out by all ranks at once.
     *summed, bad, asked = engine.sum([*sums.values(), float(len(problems)), float(request.made)])
     if bad:
-        raise ConfigError(engine.agree(problems))
+        raise ConfigError(engine.agree(problems), everywhere=True)
     result = {"samples": total, **dict(zip(sums, summed, strict=True))}
     _check_finite(result["loss"], float(norm), engine, step, float(sums["loss"]))
     return result, float(norm), asked > 0
 
 
 def _check_finite(loss: float, norm: float, engine: Engine, step: int, own_loss: float) -> None:
-    if all(value - value == 0 for value in (loss, norm)):  # neither NaN nor infinite
+    if math.isfinite(loss) and math.isfinite(norm):
         return
     rate = engine.optimizer.param_groups[0]["lr"]
-    own = [f"rank {engine.rank}: its share of the loss is {own_loss}"] if own_loss - own_loss != 0 else []
+    own = [f"rank {engine.rank}: its share of the loss is {own_loss}"] if not math.isfinite(own_loss) else []
     where = engine.agree(own) or ["the loss is finite, the gradient is not"]
     raise DivergedError(
         [
             f"step {step + 1}: loss {loss}, gradient norm {norm} at learning rate {rate:g}; use a lower optim.lr, a warm-up, or train.clip",
             *where,
-        ]
+        ],
+        everywhere=True,
     )
 
 

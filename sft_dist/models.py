@@ -179,9 +179,9 @@ def counts(model: nn.Module, optim: Optim, bytes_each: int = 4) -> dict[str, int
 
 def on_paper(config: Config, classes: int) -> dict[str, int]:
     """`counts` of a config's model without memory or weights."""
+    family(config.model.name)  # refuses unknown names
     with torch.device("meta"):
-        model = torchvision.models.get_model(config.model.name, weights=None, num_classes=classes) if family(config.model.name) else None
-    assert model is not None
+        model = torchvision.models.get_model(config.model.name, weights=None, num_classes=classes)
     _check_size(model, config)
     freeze(model, config.model)
     return counts(model, config.optim, bytes_each=8 if config.precision == "fp64" else 4)

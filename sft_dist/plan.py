@@ -115,7 +115,7 @@ def make_plan(config: Config, world: World, samples: int, val_samples: int) -> P
         final=config.schedule.final,
         strategy=config.shard.strategy,
         precision=config.precision,
-        timeout_s=7200 if config.eval.where == "rank0" else 1800,
+        timeout_s=timeout_s(config),
     )
     problems = []
     if samples < total:
@@ -128,9 +128,19 @@ def make_plan(config: Config, world: World, samples: int, val_samples: int) -> P
         problems.append(
             f"schedule.warmup = {config.schedule.warmup} is {plan.warmup_steps} steps, longer than the whole run of {plan.total_steps}"
         )
+    if config.model.norm == "sync" and len(set(plan.passes_per_rank)) > 1:
+        problems.append(
+            f"model.norm = sync needs as many micro-batches on each rank, these make {_either(plan.passes_per_rank)}; "
+            f"use a batch.total that {world.size} ranks share evenly"
+        )
     if problems:
         raise ConfigError(problems)
     return plan
+
+
+def timeout_s(config: Config) -> int:
+    """How long a rank waits for the others; longer where rank 0 evaluates alone."""
+    return 7200 if config.eval.where == "rank0" else 1800
 
 
 def changed_keys(old: Config, new: Config) -> list[str]:

@@ -110,6 +110,13 @@ def _environment(config: Config, env: Mapping[str, str]) -> list[str]:
     for variable, strategy in (("ACCELERATE_USE_DEEPSPEED", "zero1, zero2 or zero3"), ("ACCELERATE_USE_FSDP", "fsdp")):
         if env.get(variable, "").lower() in ON and config.shard.strategy == "ddp":
             wrong.append(f"{variable} = {env[variable]}, but shard.strategy = ddp; unset it, or write shard.strategy: {strategy}")
+    for variable, off in (
+        ("ACCELERATE_DYNAMO_BACKEND", ("", "no")),
+        ("ACCELERATE_USE_MEGATRON_LM", ("", "false", "0")),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", ("", "false", "0")),
+    ):
+        if env.get(variable, "").lower() not in off:
+            wrong.append(f"{variable} = {env[variable]}, which no key of a config asks for; unset it")
     if (steps := env.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS") or "1") != "1":
         wrong.append(
             f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS = {steps}, but accumulation follows from batch.total and batch.micro; unset it"

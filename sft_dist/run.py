@@ -1,6 +1,7 @@
 """The story of one run: task, data, plan, engine, folder, model, and then step by step to the end."""
 
 import dataclasses
+import hashlib
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -13,7 +14,7 @@ from sft_dist.checkpoint import About
 from sft_dist.config import Config
 from sft_dist.datasets import Splits
 from sft_dist.engine import Engine
-from sft_dist.errors import ConfigError, DivergedError, InfrastructureError
+from sft_dist.errors import ConfigError, DivergedError, MachineError
 from sft_dist.evaluate import evaluate
 from sft_dist.loop import StepResult, train
 from sft_dist.plan import Plan, World, describe, loading_processes, make_plan
@@ -51,7 +52,8 @@ def run(config: Config, world: World) -> RunDir:
     splits = datasets.load(config.data)
     plan = make_plan(config, world, len(splits.train), len(splits.val))
     console = Console(quiet=world.rank != 0)
-    with signals.watch() as request, Engine(config, plan, world) as engine, _folder(config, plan, engine) as (folder, attempt):
+    with signals.watch() as request, Engine(config, world) as engine, _folder(config, plan, engine) as (folder, attempt):
+        _check_agreement(config, splits, engine)
         parts = Parts(task, splits, config, plan, engine, folder, attempt, request, console)
         progress = _start(parts)
         with _tracking(parts) as parts:
@@ -63,26 +65,6 @@ def run(config: Config, world: World) -> RunDir:
                         break
             _finish(parts, progress, asked)
     return folder
-
-
-def score(folder: RunDir, config: Config, world: World, split: str, name: str) -> dict[str, object]:
-    """Score a checkpoint of a run (`best`, `latest`, or its folder's name) on a split of the config's data; writes nothing."""
-    task = TASKS[config.task]
-    splits = datasets.load(config.data)
-    chosen = getattr(splits, split)
-    if chosen is None:
-        raise ConfigError(f"the data has no {split} split; use --split val")
-    plan = make_plan(config, world, len(splits.train), len(splits.val))
-    with signals.watch() as request, Engine(config, plan, world) as engine:
-        found = engine.on_main(lambda: checkpoint.named(folder, name))
-        module, _ = task.build(config, splits.classes, weights=False)
-        engine.prepare(module, lambda model: optim.build(model, config))
-        checkpoint.load_model(found, engine, splits.classes)
-        scored = evaluate(task, chosen, splits.classes, config, engine, request)
-    if scored is None:
-        raise InfrastructureError(f"asked to stop by {request.signal or 'another rank'} before the scores were complete")
-    values = {metric.replace("val/", f"{split}/"): value for metric, value in scored[0].values.items()}
-    return {"run": str(folder.path), "checkpoint": found.name, **values, **scored[0].details}
 
 
 def _after(parts: Parts, step: StepResult, progress: Progress) -> tuple[Progress, bool]:
@@ -111,18 +93,27 @@ def _evaluate(parts: Parts, progress: Progress) -> tuple[Progress, bool]:
     improved = progress.best is None or parts.task.better(scores.values[headline], progress.best[headline])
     training = tally.means(progress.since_evaluation, of="samples")
     progress = progress.after_evaluation({"step": progress.step, **scores.values, **scores.details}, improved)
-    if parts.tracker and progress.best:
+
+    def write() -> None:
+        assert parts.tracker
         parts.tracker.evaluation(progress, training, scores.values, improved)
-        track.write_predictions(parts.folder, progress.step, parts.splits.val, evidence, keep=(progress.step, progress.best["step"]))
+        track.write_predictions(parts.folder, progress.step, parts.splits.val, evidence)
+
+    parts.engine.on_main(write)
     return progress, False
 
 
 def _save(parts: Parts, progress: Progress) -> None:
+    """A checkpoint; not before the metrics that lead to it are on the disk, and the predictions of the old best go after it."""
     if parts.tracker:
         parts.tracker.flush()
     checkpoint.save(parts.folder, parts.engine, progress, parts.about, parts.config.save.keep)
-    if parts.engine.is_main:
+
+    def tidy() -> None:
         track.write_scores(parts.folder, progress)
+        track.keep_predictions(parts.folder, [entry["step"] for entry in (progress.best, progress.last) if entry])
+
+    parts.engine.on_main(tidy)
 
 
 def _start(parts: Parts) -> Progress:
@@ -132,9 +123,12 @@ def _start(parts: Parts) -> Progress:
     module, about_weights = parts.task.build(config, parts.splits.classes, weights=found is None)
     engine.prepare(module, lambda model: optim.build(model, config))
     progress = checkpoint.restore(folder, engine, parts.about, found)
-    if engine.is_main:
+
+    def go_back() -> None:
         checkpoint.point(folder, progress)
         rundir.rewind(folder, progress.step, progress.evaluated, parts.attempt)
+
+    engine.on_main(go_back)
     say(parts.console, *told, *(f"  weights  {line}" for line in about_weights), *([f"resumed at step {progress.step}"] if found else []))
     return progress
 
@@ -161,7 +155,7 @@ def _finish(parts: Parts, progress: Progress, asked: bool) -> None:
     """The last words: the test of the best checkpoint, scores.json, outcome.json."""
     ended = None if asked else reason_to_end(progress, parts.plan, parts.config.stop)
     test = _test(parts, progress) if ended else None
-    if parts.splits.test and parts.config.eval.test and test is None:
+    if parts.splits.test is not None and parts.config.eval.test and test is None:
         ended = None  # asked to stop before the test was through
     if not parts.engine.is_main:
         return
@@ -179,13 +173,17 @@ def _test(parts: Parts, progress: Progress) -> dict[str, object] | None:
     split = parts.splits.test
     if split is None or not parts.config.eval.test or not progress.best:
         return None
-    best = parts.engine.on_main(lambda: checkpoint.named(parts.folder, "best"))
-    checkpoint.load_model(best, parts.engine, parts.splits.classes)
+    step = progress.best["step"]
+    try:
+        checkpoint.load_model(parts.engine.on_main(lambda: checkpoint.named(parts.folder, "best")), parts.engine)
+    except ConfigError as error:
+        say(parts.console, *error.problems, "the best checkpoint cannot be tested; the last one is tested instead")
+        step = progress.step
     found = evaluate(parts.task, split, parts.splits.classes, parts.config, parts.engine, parts.request)
     if found is None:
         return None
     values = {name.replace("val/", "test/"): value for name, value in found[0].values.items()}
-    return {"step": progress.best["step"], **values, **found[0].details}
+    return {"step": step, **values, **found[0].details}
 
 
 @contextmanager
@@ -198,7 +196,7 @@ def _folder(config: Config, plan: Plan, engine: Engine) -> Iterator[tuple[RunDir
         except BaseException as error:
             latest = folder.pointed_to("latest")
             if isinstance(error, DivergedError):
-                error = DivergedError([*error.problems, f"last good checkpoint: {latest.name if latest else 'none yet'}"])
+                error = DivergedError([*error.problems, f"last good checkpoint: {latest.name if latest else 'none yet'}"], everywhere=True)
             told = {"type": type(error).__name__, "message": str(error), "rank": engine.rank, "host": socket.gethostname()}
             with suppress(OSError):  # on a full disk the error itself still reaches the screen
                 rundir.write_json(folder.path / "attempts" / str(attempt) / f"error-rank{engine.rank}.json", told)
@@ -212,14 +210,31 @@ def _open_folder(config: Config, plan: Plan, engine: Engine, stack: ExitStack) -
     rundir.check(config)
     folder = rundir.create(config)
     stack.enter_context(rundir.lock(folder))
+    latest = folder.pointed_to("latest")
+    if latest and (made := int(latest.name.removeprefix("step-"))) > plan.total_steps:
+        raise ConfigError(
+            f"train.duration = {config.train.duration} is {plan.total_steps} steps, but {folder.path} has made {made}; ask for more"
+        )
     attempt = rundir.next_attempt(folder)
     folder.outcome.unlink(missing_ok=True)
     rundir.write_atomically(folder.config, parse.to_yaml(config))
     rundir.write_atomically(folder.path / "plan.json", plan.to_json())
     rundir.write_json(folder.path / "env.json", track.environment(str(engine.device)))
-    lines = [*describe(plan, config, str(engine.device)), ("run", f"{folder.path} (attempt {attempt})")]
+    lines = [*describe(plan, config, engine.device.type), ("run", f"{folder.path} (attempt {attempt})")]
     say(Console(), *(f"{what:>9}  {how_much}" for what, how_much in lines))
     return folder, attempt
+
+
+def _check_agreement(config: Config, splits: Splits, engine: Engine) -> None:
+    """Every rank must read the same config and data, or the samples of a step would not be the window's."""
+    own = hashlib.sha256(f"{parse.to_yaml(config)}{splits.fingerprint}".encode()).hexdigest()
+    said = engine.agree([own])
+    odd = [str(rank) for rank, other in enumerate(said) if other != said[0]]
+    if odd:
+        raise MachineError(
+            f"rank {', '.join(odd)} reads another config or other data than rank 0; every node needs the same files and the same command",
+            everywhere=True,
+        )
 
 
 @contextmanager

@@ -1,11 +1,12 @@
 """Where everything of a run lies, how it is written so that a crash leaves no half of it, and how it is read back."""
 
+import errno
 import fcntl
 import json
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,8 +112,10 @@ def lock(run: RunDir) -> Iterator[None]:
     """Hold the run for this process; raises MachineError naming the holder if another one has it. The system lets go when we die."""
     with (run.path / ".lock").open("a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which data workers would inherit and hold after our death
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise MachineError(f"{run.path}: this file system cannot lock files ({error.strerror}); use another run.dir") from error
             file.seek(0)
             raise MachineError(
                 f"{run.path} is in use by {file.read().strip() or 'another process'}; wait for it, or use another run.name"
@@ -210,13 +213,27 @@ def to_json(content: Mapping[str, Any]) -> str:
     return "{\n" + ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in content.items()) + "\n}\n"
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file so that every reader, and every crash, sees the old text or the new one, whole."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(text)
-    fsync(fresh)
-    fresh.replace(path)
-    fsync(path.parent)
+def write_atomically(path: Path, text: str | Iterable[str]) -> None:
+    """Replace a file so that every reader, and every crash, sees the old text or the new one, whole; pieces of text are streamed."""
+    with writing(path):
+        fresh = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            with fresh.open("w") as file:
+                file.writelines([text] if isinstance(text, str) else text)
+            fsync(fresh)
+            fresh.replace(path)
+        finally:
+            fresh.unlink(missing_ok=True)
+        fsync(path.parent)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What goes wrong with the disk while a file of a run is written is the machine's fault, and is said so."""
+    try:
+        yield
+    except OSError as error:
+        raise MachineError(f"cannot write {path}: {error.strerror or error}; mend that and start the same command again") from error
 
 
 def _lines(rows: list[dict[str, Any]]) -> str:

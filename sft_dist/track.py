@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
@@ -21,7 +21,7 @@ from sft_dist.datasets import Split
 from sft_dist.loop import StepResult
 from sft_dist.plan import Plan
 from sft_dist.progress import Progress as RunProgress
-from sft_dist.rundir import STEP, RunDir, step_name, write_atomically, write_json
+from sft_dist.rundir import STEP, RunDir, step_name, write_atomically, write_json, writing
 from sft_dist.schedule import due
 from sft_dist.tally import Evidence
 
@@ -47,8 +47,10 @@ class Tracker:
 
     def close(self) -> None:
         self.bar.stop()
-        self.flush()
-        self.file.close()
+        try:
+            self.flush()
+        finally:
+            self.file.close()
 
     def step(self, result: StepResult, peak_gib: float | None) -> None:
         """One training row, if one is due, and a sign of life."""
@@ -75,14 +77,16 @@ class Tracker:
 
     def flush(self) -> None:
         """Everything written so far is on the disk when this returns: a checkpoint must not be ahead of its metrics."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        with writing(self.run.metrics):
+            self.file.flush()
+            os.fsync(self.file.fileno())
 
     def _row(self, step: int, kind: str, values: Mapping[str, float]) -> None:
         samples = step * self.plan.global_batch
         row = {"step": step, "kind": kind, "samples": samples, "epoch": samples / self.plan.samples, **values}
-        self.file.write(json.dumps(row) + "\n")
-        self.file.flush()
+        with writing(self.run.metrics):
+            self.file.write(json.dumps(row) + "\n")
+            self.file.flush()
 
     def _show(self, result: StepResult, row: Mapping[str, float], speed: Mapping[str, float]) -> None:
         pace = f"{speed['speed/samples_per_s']:.0f} samples/s, {speed['speed/data_wait_pct']:.0f} % waiting for data"
@@ -103,13 +107,23 @@ def say(console: Console, *lines: str) -> None:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
-def write_predictions(run: RunDir, step: int, split: Split, evidence: Evidence, keep: Sequence[int]) -> None:
-    """predictions/<step>.jsonl, one object a sample in the order of the split; files of steps not in `keep` are deleted."""
-    rows = sorted((row for table in evidence.rows for row in _rows(table)), key=lambda row: row["id"])
-    assert [row["id"] for row in rows] == list(range(len(split))), "every sample is evaluated exactly once"
-    lines = (json.dumps({**row, "id": split.names[row["id"]]}) for row in rows)
-    write_atomically(run.predictions / f"{step_name(step)}.jsonl", "".join(f"{line}\n" for line in lines))
-    kept = {step_name(kept_step) for kept_step in keep}
+def write_predictions(run: RunDir, step: int, split: Split, evidence: Evidence) -> None:
+    """predictions/<step>.jsonl, one object a sample in the order of the split; probabilities to six digits."""
+    places = sorted((int(sample), table, place) for table, rows in enumerate(evidence.rows) for place, sample in enumerate(rows["id"]))
+    assert [sample for sample, _, _ in places] == list(range(len(split))), "every sample is evaluated exactly once"
+
+    def lines() -> Iterator[str]:
+        for sample, table, place in places:
+            row = {name: column[place].tolist() for name, column in evidence.rows[table].items()}
+            row |= {"id": split.names[sample], "probs": [float(f"{p:.6g}") for p in row["probs"]]}
+            yield json.dumps(row) + "\n"
+
+    write_atomically(run.predictions / f"{step_name(step)}.jsonl", lines())
+
+
+def keep_predictions(run: RunDir, steps: Sequence[int]) -> None:
+    """Delete the predictions of all other steps."""
+    kept = {step_name(step) for step in steps}
     for path in run.predictions.glob("step-*.jsonl"):
         if STEP.fullmatch(path.stem) and path.stem not in kept:
             path.unlink()
@@ -131,7 +145,11 @@ def environment(device: str) -> dict[str, Any]:
         "host": socket.gethostname(),
         "device": device,
         "argv": [redact(argument) for argument in sys.argv],
-        "launcher": "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else "python",
+        "launcher": "accelerate"
+        if "ACCELERATE_MIXED_PRECISION" in os.environ
+        else "torchrun"
+        if "TORCHELASTIC_RUN_ID" in os.environ
+        else "python",
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
     }
 
@@ -139,11 +157,6 @@ def environment(device: str) -> dict[str, Any]:
 def redact(argument: str) -> str:
     """A command-line argument without the value of what sounds like a secret."""
     return re.sub(r"(?is)^([^=]*(?:key|token|secret|password)[^=]*)=.+", r"\1=(redacted)", argument)
-
-
-def _rows(table: Mapping[str, Any]) -> list[dict[str, Any]]:
-    columns = {name: column.tolist() for name, column in table.items()}
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def _version(package: str) -> str | None:

@@ -45,10 +45,12 @@ class Target:
     def parse(cls, text: str) -> "Target":
         match = re.fullmatch(r"\s*(val/\w+)\s*(>=|<=)\s*([-+.\deE]+)\s*", text)
         try:
-            assert match
-            return cls(match[1], match[2] == ">=", float(match[3]))
-        except (AssertionError, ValueError):
-            raise ValueError(f'{text!r} is not a target; write a score, >= or <=, and a number, like "val/top1 >= 0.95"') from None
+            number = float(match[3]) if match else None
+        except ValueError:
+            number = None
+        if match is None or number is None:
+            raise ValueError(f'{text!r} is not a target; write a score, >= or <=, and a number, like "val/top1 >= 0.95"')
+        return cls(match[1], match[2] == ">=", number)
 
     def reached(self, score: float) -> bool:
         return score >= self.value if self.at_least else score <= self.value

@@ -1,6 +1,7 @@
 """Where weights come from: torchvision, a file, or another run. Nothing here runs code that a file holds."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ def _from_torchvision(model: Model) -> State:
     if name not in choices.__members__:
         raise ConfigError(f"model.weights = {model.weights!r}; {model.name} has {', '.join(choices.__members__)}")
     try:
-        with rundir.one_at_a_time(Path(torch.hub.get_dir())):  # the first rank of a machine downloads, the others find the file
+        cache = Path(torch.hub.get_dir()) / "checkpoints"
+        here = (cache / choices[name].url.rsplit("/", 1)[-1]).exists()  # perhaps in a cache that is read-only
+        with nullcontext() if here else rundir.one_at_a_time(cache):  # the first rank of a machine downloads, the others find the file
             state: State = choices[name].get_state_dict(progress=False, check_hash=True)
         return state
     except Exception as error:  # no network (OSError), another hash (RuntimeError), or a cached file that torch.load cannot read

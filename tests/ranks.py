@@ -34,10 +34,12 @@ def free_port() -> int:
         return port
 
 
-def start(world: int, jobs: Sequence[Job], log: Path, call: str = "ranks:make_runs", **env: str) -> list[subprocess.Popen[bytes]]:
-    """One process a rank; each gives all jobs to `call` (module:function of the tests). What they print goes to <log>-<rank>."""
+def start(
+    world: int, jobs: Sequence[Job], log: Path, call: str = "ranks:make_runs", only: int | None = None, **env: str
+) -> list[subprocess.Popen[bytes]]:
+    """One process a rank, or `only` one rank's; each gives all jobs to `call` (module:function). What it prints goes to <log>-<rank>."""
     processes = []
-    for rank in range(world):
+    for rank in range(world) if only is None else [only]:
         places = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1"}
         variables = {**os.environ, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in places.items()}, **env}
         if world == 1:
@@ -61,7 +63,7 @@ def wait(processes: Sequence[subprocess.Popen[bytes]], limit_s: float = LIMIT_S)
 
 
 def run_ranks(world: int, jobs: Sequence[Job], log: Path, call: str = "ranks:make_runs", **env: str) -> list[int]:
-    return wait(start(world, jobs, log, call, **env))
+    return wait(start(world, jobs, log, call, None, **env))
 
 
 def output(log: Path, world: int) -> str:

@@ -5,7 +5,7 @@ import os
 import subprocess
 
 import pytest
-from ranks import Job, output, run_ranks
+from ranks import Job, free_port, output, run_ranks, start, wait
 
 pytestmark = pytest.mark.dist
 
@@ -104,10 +104,17 @@ def test_nothing_of_the_first_run_was_lost(exits, folder):
 
 
 def test_an_unreadable_image_ends_both_ranks_alike(folder, images):
-    on_images = ("data.name=folder", f"data.root={images}", "data.classes=null", "data.per_class=null", "train.duration=3 epochs")
+    on_images = (
+        "data.name=folder",
+        f"data.root={images}",
+        "data.classes=null",
+        "data.per_class=null",
+        "train.duration=3 epochs",
+        "data.workers=1",
+    )
     jobs = [
         Job(str(folder / "config.yaml"), (*on_images, "run.name=both")),
-        Job(str(folder / "config.yaml"), ("optim.lr=1e30", "run.name=nan2")),
+        Job(str(folder / "config.yaml"), ("optim.lr=1e30", "run.name=nan2", "data.workers=1")),
         Job(str(folder / "config.yaml"), ("run.expect_world=3", "run.name=three")),
     ]
     log = folder / "two"
@@ -145,3 +152,29 @@ def test_a_full_disk_and_a_read_only_one_are_the_machines_fault(folder, small_di
     [[code, said]] = json.loads((folder / "exits-full-0").read_text())
     assert code == 78, said
     assert f"cannot write to {small_disk}" in said
+
+
+def test_a_rank_that_reads_other_data_is_found_out_before_the_first_step(folder):
+    """Rank 1 gets another config file under the same name, as on a node with an old copy."""
+    other = folder / "other-node"
+    other.mkdir()
+    (other / "config.yaml").write_text((folder / "config.yaml").read_text().replace('"per_class": 20', '"per_class": 19'))
+    jobs = {"0": folder / "config.yaml", "1": other / "config.yaml"}
+    port = free_port()
+    processes = [
+        process
+        for rank, config in jobs.items()
+        for process in start(2, [Job(str(config), ("run.name=two-minds",), port=port)], folder / f"minds-{rank}", only=int(rank))
+    ]
+    assert wait(processes) == [78, 78]
+    assert "rank 1 reads another config or other data than rank 0" in (folder / "minds-0-0").read_text()
+    assert (folder / "minds-1-1").read_text().count("another config") == 0  # rank 0 speaks for all
+
+
+def test_a_shorter_duration_than_what_is_made_is_refused(exits, folder):
+    job = Job(str(folder / "config.yaml"), ("train.duration=3 steps",))
+    run_ranks(1, [job], folder / "shorter", call="ranks:note_exits", SFT_TEST_EXITS=str(folder / "exits-shorter"))
+    [[code, said]] = json.loads((folder / "exits-shorter-0").read_text())
+    assert code == 2
+    assert "is 3 steps, but" in said
+    assert "has made 6" in said

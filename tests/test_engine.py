@@ -35,7 +35,7 @@ def exercise(jobs: Sequence[Job]) -> None:
     os.environ["MASTER_PORT"] = str(job.port)
     config, world = parse.load(Path(job.config)), plan.World.from_env(os.environ)
     found: dict[str, object] = {}
-    with Engine(config, plan.make_plan(config, world, 100, 10), world) as engine:
+    with Engine(config, world) as engine:
         rank = engine.rank
         found["sum"] = engine.sum([0.1 + rank, torch.tensor(2.0**40), 3])
         found["agree"] = engine.agree([f"rank {rank}"] * (rank + 1))

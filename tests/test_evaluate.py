@@ -16,7 +16,7 @@ from sft_dist.datasets import Split
 from sft_dist.engine import Engine
 from sft_dist.errors import ConfigError
 from sft_dist.evaluate import evaluate, shares
-from sft_dist.plan import World, make_plan
+from sft_dist.plan import World
 from sft_dist.signals import StopRequest
 from sft_dist.tasks import TASKS, Scores
 
@@ -31,7 +31,7 @@ def config_of(**keys: object) -> Config:
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
     config = config_of()
-    with Engine(config, make_plan(config, World(), 1438, 359), World()) as engine:
+    with Engine(config, World()) as engine:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(), nn.Flatten(), nn.Linear(144, 10))
         model.register_forward_pre_hook(models.normalise((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)))

@@ -39,7 +39,7 @@ def evaluate_all_sizes(jobs: Sequence[Job]) -> None:
     for where in ("all", "rank0"):
         config = parse.load(Path(job.config), [f"eval.where={where}"])
         val = datasets.load(config.data).val
-        with Engine(config, plan.make_plan(config, world, 100, len(val)), world) as engine:
+        with Engine(config, world) as engine:
             torch.manual_seed(0)
             model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, 10))
             model.register_forward_pre_hook(lambda _, args: (args[0].float() / 255,))

@@ -19,7 +19,7 @@ FLOORS = (
     "errors units config parse plan refuse schedule tally manifest rundir progress signals",
     "datasets transforms weights models optim tasks loading",
     "sharding engine",
-    "checkpoint evaluate loop track run",
+    "checkpoint evaluate loop track score run",
     "cli train __main__",
 )
 ORDER = " ".join(FLOORS).split()

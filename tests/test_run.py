@@ -1,7 +1,11 @@
 """What a run leaves in its folder, and the ways in which it ends: one process makes several small runs through the door."""
 
 import json
+import os
+import shutil
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +156,21 @@ def test_transfer_keeps_the_head_for_equal_classes_and_moves_nothing_but_the_hea
     assert moved <= {"fc.bias", "fc.weight"}
     assert parse.load(folder / "runs" / "transfer" / "config.yaml").model.weights == f"run:{folder / 'runs' / 'plain'}"
     assert "122 of 122 tensors from run:" in output(folder / "log", 1)
+
+
+def test_a_model_is_scored_on_a_folder_that_holds_nothing_but_the_split(folder):
+    """`sft-dist eval RUN data.root=...`: no training images, no class folder for every class."""
+    alone = folder / "alone" / "test" / "light"
+    shutil.copytree(folder / "images" / "test" / "light", alone)
+    command = [sys.executable, "-m", "sft_dist", "eval", str(folder / "runs" / "plain"), f"data.root={folder / 'alone'}", "--split", "test"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    scores = json.loads(done.stdout)
+    assert (scores["samples"], [scores["per_class"][name]["support"] for name in SHADES]) == (3, [0, 3])
+    (alone.parent / "grey").mkdir()
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "classes that the model does not tell apart: grey" in refused.stderr
 
 
 def test_no_secret_of_the_environment_reaches_the_folder_and_only_its_owner_reads_it(folder):

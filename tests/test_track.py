@@ -107,7 +107,7 @@ def evidence(*ids: list[int]) -> Evidence:
 
 def test_predictions_stand_in_the_order_of_the_split(tmp_path: Path) -> None:
     run = a_run(tmp_path)
-    track.write_predictions(run, 4, SPLIT, evidence([2, 0], [1]), keep=(4,))
+    track.write_predictions(run, 4, SPLIT, evidence([2, 0], [1]))
     lines = (run.predictions / "step-00000004.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
         {"id": "a.jpg", "label": 0, "probs": [1.0, 0.0, 0.0]},
@@ -119,14 +119,15 @@ def test_predictions_stand_in_the_order_of_the_split(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ids", [([0, 1],), ([0, 1], [1, 2]), ([0, 1, 2], [2])])
 def test_a_sample_that_is_missing_or_there_twice_is_our_mistake(tmp_path: Path, ids: tuple[list[int], ...]) -> None:
     with pytest.raises(AssertionError, match="every sample is evaluated exactly once"):
-        track.write_predictions(a_run(tmp_path), 4, SPLIT, evidence(*ids), keep=(4,))
+        track.write_predictions(a_run(tmp_path), 4, SPLIT, evidence(*ids))
 
 
 def test_predictions_of_the_best_and_the_last_stay(tmp_path: Path) -> None:
     run = a_run(tmp_path)
     (run.predictions / "notes.txt").touch()
     for step, best in ((1, 1), (2, 1), (3, 1), (4, 4), (5, 4)):
-        track.write_predictions(run, step, SPLIT, evidence([0, 1, 2]), keep=(step, best))
+        track.write_predictions(run, step, SPLIT, evidence([0, 1, 2]))
+        track.keep_predictions(run, (step, best))
     assert sorted(path.name for path in run.predictions.iterdir()) == ["notes.txt", "step-00000004.jsonl", "step-00000005.jsonl"]
 
 

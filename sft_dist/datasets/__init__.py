@@ -15,16 +15,18 @@ class Source:
 
     check: refuse in milliseconds what can be seen without reading the data; no torch.
     load: find every sample. Raises ConfigError naming what is missing, empty or contradictory.
+    load_split: one split alone (data, `train` | `val` | `test`, classes), to score a model of these classes on it.
     """
 
     check: Callable[[Data], None]
     load: Callable[[Data], Splits]
+    load_split: Callable[[Data, str, tuple[str, ...]], Split]
 
 
 SOURCES = {
-    "folder": Source(folder.check, folder.load),
-    "torchvision": Source(torchvision_sets.check, torchvision_sets.load),
-    "digits": Source(digits.check, digits.load),
+    "folder": Source(folder.check, folder.load, folder.load_split),
+    "torchvision": Source(torchvision_sets.check, torchvision_sets.load, torchvision_sets.load_split),
+    "digits": Source(digits.check, digits.load, digits.load_split),
 }
 
 
@@ -40,9 +42,19 @@ def load(data: Data) -> Splits:
     for name, split in (("training", splits.train), ("validation", splits.val)):
         if not len(split):
             raise ConfigError(f"data.name = {data.name}: there are no {name} samples")
+    if splits.test is not None and not len(splits.test):
+        raise ConfigError("data: test/ has no image in a folder of one of the classes; sort its images into class folders, or remove it")
     if len(splits.classes) < 2:
         raise ConfigError(f"data: only the class {splits.classes[0]!r}; a classifier needs at least two")
     return splits
 
 
-__all__ = ["SOURCES", "Source", "Split", "Splits", "check", "load"]
+def load_split(data: Data, name: str, classes: tuple[str, ...]) -> Split:
+    """One split, to score a model of these classes on it. Raises ConfigError where it is missing, empty, or of other classes."""
+    split = SOURCES[data.name].load_split(data, name, classes)
+    if not len(split):
+        raise ConfigError(f"data.name = {data.name}: there are no samples in the {name} split")
+    return split
+
+
+__all__ = ["SOURCES", "Source", "Split", "Splits", "check", "load", "load_split"]

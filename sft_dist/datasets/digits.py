@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_dist.config import Data
-from sft_dist.datasets.splits import Split, Splits, choose_classes, draw_splits
+from sft_dist.datasets.splits import Split, Splits, choose_classes, choose_split, draw_splits
 
 CLASSES = tuple("0123456789")
 
@@ -31,3 +31,7 @@ def load(data: Data) -> Splits:
 
     whole = Split([f"digits/{i:04d}" for i in range(len(labels))], labels.tolist(), read)
     return draw_splits(whole, None, None, CLASSES, data)
+
+
+def load_split(data: Data, name: str, classes: tuple[str, ...]) -> Split:
+    return choose_split(load(data), name, classes)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from sft_dist.config import Data
 from sft_dist.datasets import images
-from sft_dist.datasets.splits import Split, Splits, choose_classes, draw_splits
+from sft_dist.datasets.splits import Split, Splits, choose_classes, choose_split, draw_splits
 from sft_dist.errors import ConfigError
 
 
@@ -41,6 +41,19 @@ def load(data: Data) -> Splits:
     whole = _split(root, "train", classes)
     val, test = (_split(root, name, classes) if (root / name).is_dir() else None for name in ("val", "test"))
     return draw_splits(whole, val, test, classes, data)
+
+
+def load_split(data: Data, name: str, classes: tuple[str, ...]) -> Split:
+    """A folder of that name is enough; without one, `val` is what a run over this data holds out of train/."""
+    root = Path(str(data.root))
+    if name == "val" and not (root / name).is_dir():
+        return choose_split(load(data), name, classes)
+    if not (root / name).is_dir():
+        raise ConfigError(f"data.root = {data.root!r} has no {name}/ (from {Path.cwd()})")
+    extra = [found for found in _classes(root / name) if found not in classes]
+    if extra and data.classes is None:
+        raise ConfigError(f"{root / name} has classes that the model does not tell apart: {', '.join(extra)}; choose with data.classes")
+    return _split(root, name, classes)
 
 
 def _classes(folder: Path) -> list[str]:

@@ -74,6 +74,18 @@ def draw_splits(whole: Split, val: Split | None, test: Split | None, classes: Se
     return Splits(whole, val, test, kept)
 
 
+def choose_split(splits: Splits, name: str, classes: tuple[str, ...]) -> Split:
+    """One split of a whole data set, for a model of these classes. Raises ConfigError where there is none, or the classes are others."""
+    if splits.classes != classes:
+        raise ConfigError(
+            f"the model tells apart {len(classes)} classes ({_some(classes)}), the data has {len(splits.classes)}: {_some(splits.classes)}"
+        )
+    split: Split | None = getattr(splits, name)
+    if split is None:
+        raise ConfigError(f"the data has no {name} split; use --split val")
+    return split
+
+
 def choose_classes(found: Sequence[str], data: Data) -> tuple[str, ...]:
     """`data.classes`, or all that were found. Raises ConfigError for names that are not there."""
     if data.classes is None:

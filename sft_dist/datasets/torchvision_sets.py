@@ -9,7 +9,7 @@ from typing import Any
 
 from sft_dist import rundir
 from sft_dist.config import Data
-from sft_dist.datasets.splits import Split, Splits, draw_splits
+from sft_dist.datasets.splits import Split, Splits, choose_split, draw_splits
 from sft_dist.errors import ConfigError, MachineError
 
 OFFICIAL = {  # data set -> what it calls its (training, validation, test) split
@@ -58,6 +58,10 @@ def load(data: Data) -> Splits:
     )
     assert whole is not None
     return draw_splits(whole, val, test, classes, data)
+
+
+def load_split(data: Data, name: str, classes: tuple[str, ...]) -> Split:
+    return choose_split(load(data), name, classes)
 
 
 @contextmanager
@@ -112,6 +116,9 @@ def _split(dataset: Any, data: Data, name: str) -> Split:
     from torchvision.transforms.v2.functional import pil_to_tensor
 
     def read(i: int) -> Any:
-        return pil_to_tensor(dataset[i][0].convert("RGB"))
+        try:
+            return pil_to_tensor(dataset[i][0].convert("RGB"))
+        except Exception as error:  # Pillow raises many kinds for damaged files
+            raise ValueError(f"{data.dataset}/{name}/{i:07d} cannot be decoded: {error}") from error
 
     return Split([f"{data.dataset}/{name}/{i:07d}" for i in range(len(dataset))], _labels(dataset), read)

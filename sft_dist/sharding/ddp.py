@@ -15,7 +15,8 @@ from sft_dist.sharding.contract import Strategy, Tensors
 
 def prepare(accelerator: Accelerator, module: nn.Module) -> nn.Module:
     wrapped: nn.Module = accelerator.prepare_model(module)
-    if isinstance(wrapped, DistributedDataParallel):
+    if accelerator.num_processes > 1:
+        assert isinstance(wrapped, DistributedDataParallel)
         wrapped.broadcast_buffers = False  # or every forward pass overwrites the batch-norm statistics with rank 0's
     return wrapped
 
