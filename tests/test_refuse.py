@@ -1,5 +1,7 @@
 """What is refused before anything is paid for: the key, why not, what to write instead, and the exit code."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -261,3 +263,15 @@ def test_every_problem_of_the_machine_is_told_at_once() -> None:
     }
     error = refused(a_config(run__expect_world=3), ONE, env)
     assert (len(error.problems), error.exit_code) == (5, 78)
+
+
+def test_problems_of_all_rooms_are_told_together(tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        "task: classify\ndata: {name: folder, root: nowhere}\nmodel: {name: resnet18, weights: lost.pth}\n"
+        "batch: {total: 8, micro: 8}\ntrain: {duration: 1 epoch}\nrun: {expect_world: 3}\n"
+    )
+    done = subprocess.run([sys.executable, "-m", "sft_dist", "train", str(config)], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    for part in ("lost.pth", "data.root = 'nowhere'", "run.expect_world = 3"):
+        assert part in done.stderr
