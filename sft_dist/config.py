@@ -108,7 +108,7 @@ class Data(Section):
 
 class Model(Section):
     name: Text
-    """A torchvision classifier by name: resnet18, resnet50, mobilenet_v2, vit_b_16..."""
+    """A torchvision classifier by name: resnet18, resnet50, mobilenet_v2, vit_b_16, convnext_tiny, swin_t..."""
     weights: Text = "DEFAULT"
     """Where the weights come from: `DEFAULT` or an enum name of torchvision (downloaded once), a `.safetensors` or `.pth` file, `run:<folder>` (the best checkpoint of a run), or `none`."""
     head: Literal["auto", "new", "keep"] = "auto"

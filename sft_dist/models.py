@@ -8,6 +8,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models.swin_transformer import ShiftedWindowAttention
 from torchvision.ops import StochasticDepth
 
 from sft_dist.config import Config, Model, Optim
@@ -42,6 +43,12 @@ def _vit_blocks(model: nn.Module) -> list[tuple[str, ...]]:
     return [("class_token", "conv_proj.", "encoder.pos_embedding"), *layers, (*last, "encoder.ln.")]
 
 
+def _stages(norm: str) -> Callable[[nn.Module], list[tuple[str, ...]]]:
+    """Stem and four stages, each with the downsampling before it as a resnet's have it; the norm before the head goes with the last."""
+    later = [("features.2.", "features.3."), ("features.4.", "features.5."), ("features.6.", "features.7.", norm)]
+    return lambda _: [("features.0.",), ("features.1.",), *later]
+
+
 FAMILIES = {  # beginning of torchvision's name -> family; another one is another line
     "resnet": Family("fc", _resnet_blocks),
     "resnext": Family("fc", _resnet_blocks),
@@ -49,6 +56,8 @@ FAMILIES = {  # beginning of torchvision's name -> family; another one is anothe
     "mobilenet_v2": Family("classifier.1", _mobilenet_blocks),
     "mobilenet_v3": Family("classifier.3", _mobilenet_blocks),
     "vit": Family("heads.head", _vit_blocks),
+    "convnext": Family("classifier.2", _stages("classifier.0.")),
+    "swin": Family("head", _stages("norm.")),
 }
 
 
@@ -202,6 +211,8 @@ def _turn_off_draws(model: nn.Module) -> None:
             module.p = 0.0
         elif isinstance(module, nn.MultiheadAttention):
             module.dropout = 0.0
+        elif isinstance(module, ShiftedWindowAttention):
+            module.dropout = module.attention_dropout = 0.0
 
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:

@@ -10,6 +10,19 @@ from torch.optim import SGD, AdamW, Optimizer
 from sft_dist.config import Config
 from sft_dist.models import family
 
+# Tables of positions and factors on a whole channel or attention head, which torchvision may store with more than one axis. The recipes of
+# ViT, Swin, Swin V2 (microsoft/Swin-Transformer: no_weight_decay_keywords, with the network that computes its table) and ConvNeXt (its
+# layer scale is one-dimensional there) leave them alone. torchvision's reference decays layer_scale, logit_scale and cpb_mlp.
+UNDECAYED = (
+    "class_token",
+    "pos_embedding",
+    "relative_position_bias_table",
+    "cpb_mlp.0.weight",
+    "cpb_mlp.2.weight",
+    "logit_scale",
+    "layer_scale",
+)
+
 
 def build(model: nn.Module, config: Config) -> Optimizer:
     """The optimizer over the parameters that learn; every group carries `lr_scale`, the factor on the config's rate."""
@@ -20,12 +33,12 @@ def build(model: nn.Module, config: Config) -> Optimizer:
 
 
 def param_groups(model: nn.Module, config: Config) -> list[dict[str, Any]]:
-    """Up to four groups: body and head, each with decay (matrices, filters) and without (biases, norms, ViT's token and positions)."""
+    """Up to four groups: body and head, each with decay (matrices, filters) and without (biases, norms, `UNDECAYED`)."""
     head = family(config.model.name).head + "."
     members: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decays = parameter.ndim > 1 and not name.endswith(("class_token", "pos_embedding"))
+            decays = parameter.ndim > 1 and not name.endswith(UNDECAYED)
             members.setdefault((name.startswith(head), decays), []).append(parameter)
     return [
         {

@@ -22,6 +22,7 @@ NOT_BUILT = {
     "track.wandb": ("online", "offline"),
 }
 
+WITHOUT_BATCH_NORM = ("vit", "convnext", "swin")  # beginnings of names; these normalise each sample by itself
 ON = ("1", "true", "t", "yes", "y", "on")  # what Accelerate takes for true
 
 
@@ -50,7 +51,7 @@ def _not_built(config: Config) -> list[str]:
 
 def _contradictions(config: Config) -> list[str]:
     model, optim, wrong = config.model, config.optim, []
-    if model.norm == "frozen" and model.weights == "none" and not model.name.startswith("vit"):
+    if model.norm == "frozen" and model.weights == "none" and not model.name.startswith(WITHOUT_BATCH_NORM):
         wrong.append("model.norm = 'frozen' with model.weights = 'none' would leave every batch norm at identity; use model.norm: train")
     if model.weights == "none" and model.train != "all":
         wrong.append(f"model.train = {model.train!r} with model.weights = 'none' would freeze random features; use model.train: all")

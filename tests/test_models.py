@@ -9,6 +9,8 @@ import torch
 import torchvision
 from given import a_config
 from torch import Tensor, nn
+from torchvision.models.swin_transformer import ShiftedWindowAttention, SwinTransformer
+from torchvision.ops import StochasticDepth
 from torchvision.transforms.v2.functional import normalize
 
 from sft_dist import models
@@ -19,7 +21,7 @@ CLASSES = tuple("0123456789")
 CHOOSABLE = [
     name
     for name in torchvision.models.list_models(torchvision.models)
-    if name.startswith(("resnet", "resnext", "wide_resnet", "mobilenet_v2", "mobilenet_v3", "vit_"))
+    if name.startswith(("resnet", "resnext", "wide_resnet", "mobilenet_v2", "mobilenet_v3", "vit_", "convnext_", "swin_"))
 ]
 
 
@@ -62,6 +64,11 @@ LEARNING = [
         "last:13",
         {"class_token", "conv_proj.weight", "conv_proj.bias", "encoder.pos_embedding", "encoder.layers", "encoder.ln", "heads.head"},
     ),
+    ("convnext_tiny", "head", {"classifier.2"}),
+    ("convnext_tiny", "last:1", {"features.6", "features.7", "classifier.0", "classifier.2"}),
+    ("convnext_tiny", "last:4", {*(f"features.{i}" for i in range(1, 8)), "classifier.0", "classifier.2"}),
+    ("swin_t", "head", {"head.weight", "head.bias"}),
+    ("swin_v2_t", "last:2", {*(f"features.{i}" for i in (4, 5, 6, 7)), "norm.weight", "norm.bias", "head.weight", "head.bias"}),
 ]
 
 
@@ -78,7 +85,7 @@ def test_of_a_vit_the_last_layers_learn_and_not_the_first() -> None:
     assert layers == {"encoder_layer_10", "encoder_layer_11"}
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobilenet_v3_small", "vit_b_16"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobilenet_v3_small", "vit_b_16", "convnext_tiny", "swin_t", "swin_v2_t"])
 def test_all_means_every_parameter_and_so_does_the_largest_last_n(name: str) -> None:
     model = on_meta(name)
     for train in ("all", f"last:{len(models.family(name).blocks(model))}"):
@@ -86,7 +93,10 @@ def test_all_means_every_parameter_and_so_does_the_largest_last_n(name: str) -> 
         assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-@pytest.mark.parametrize(("name", "blocks"), [("resnet18", 5), ("mobilenet_v2", 19), ("mobilenet_v3_small", 13), ("vit_b_16", 13)])
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [("resnet18", 5), ("mobilenet_v2", 19), ("mobilenet_v3_small", 13), ("vit_b_16", 13), ("convnext_tiny", 5), ("swin_t", 5)],
+)
 def test_more_blocks_than_there_are_is_refused(name: str, blocks: int) -> None:
     told = f"^model.train = 'last:{blocks + 1}', but {name} has {blocks} blocks; use all, or last:N with N <= {blocks}$"
     with pytest.raises(ConfigError, match=told):
@@ -95,7 +105,7 @@ def test_more_blocks_than_there_are_is_refused(name: str, blocks: int) -> None:
 
 @pytest.mark.parametrize("norm", ["frozen", "train"])
 @pytest.mark.parametrize("train", ["head", "last:2", "all"])
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "vit_b_16"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "vit_b_16", "convnext_tiny", "swin_t"])
 def test_what_is_frozen_is_in_evaluation_mode_also_after_an_evaluation(name: str, train: str, norm: str) -> None:
     model = on_meta(name)
     for module in model.modules():
@@ -108,6 +118,13 @@ def test_what_is_frozen_is_in_evaluation_mode_also_after_an_evaluation(name: str
         assert model.training
         model.eval()
         models.train_mode(model)
+
+
+@pytest.mark.parametrize("name", ["convnext_tiny", "swin_t"])
+def test_stochastic_depth_is_off_in_frozen_stages_and_on_in_those_that_learn(name: str) -> None:
+    models.freeze(model := on_meta(name), config_of(name, model__train="last:2").model)
+    drawing = {path.split(".")[1] for path, module in model.named_modules() if isinstance(module, StochasticDepth) and module.training}
+    assert drawing == {"5", "7"}
 
 
 def train_once(model: nn.Module) -> None:
@@ -129,7 +146,14 @@ def test_a_step_moves_what_learns_and_nothing_else(norm: str, wanted: set[str]) 
 
 
 @pytest.mark.parametrize(
-    ("name", "train", "first"), [("resnet18", "head", "fc"), ("resnet18", "last:1", "layer4"), ("mobilenet_v2", "head", "classifier")]
+    ("name", "train", "first"),
+    [
+        ("resnet18", "head", "fc"),
+        ("resnet18", "last:1", "layer4"),
+        ("mobilenet_v2", "head", "classifier"),
+        ("convnext_tiny", "head", "classifier.2"),
+        ("swin_t", "last:1", "features.6"),
+    ],
 )
 def test_no_gradient_graph_runs_through_the_frozen_part(name: str, train: str, first: str) -> None:
     model, _ = models.build(config_of(name, model__train=train), CLASSES)
@@ -145,6 +169,15 @@ def test_without_dropout_no_module_of_a_vit_draws() -> None:
     models._turn_off_draws(model)
     assert {module.p for module in model.modules() if isinstance(module, nn.Dropout)} == {0}
     assert {module.dropout for module in model.modules() if isinstance(module, nn.MultiheadAttention)} == {0}
+
+
+def test_without_dropout_no_module_of_a_swin_draws() -> None:
+    with torch.device("meta"):
+        model = SwinTransformer([4, 4], 8, [2, 2], [2, 4], [4, 4], dropout=0.1, attention_dropout=0.1, stochastic_depth_prob=0.1)
+    models._turn_off_draws(model)
+    assert {module.p for module in model.modules() if isinstance(module, nn.Dropout | StochasticDepth)} == {0}
+    attentions = [module for module in model.modules() if isinstance(module, ShiftedWindowAttention)]
+    assert {(module.dropout, module.attention_dropout) for module in attentions} == {(0, 0)}
 
 
 @pytest.mark.parametrize(("dropout", "repeats"), [("none", True), ("keep", False)])

@@ -1,5 +1,6 @@
 """What decays, at which rate it learns, and that a step is torch's own."""
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -74,6 +75,22 @@ def test_of_a_vit_token_and_positions_do_not_decay() -> None:
     decay = {name: decay for name, (decay, _) in groups_by_name(model, config).items()}
     assert decay["class_token"] == decay["encoder.pos_embedding"] == decay["encoder.layers.encoder_layer_0.ln_1.weight"] == 0
     assert decay["conv_proj.weight"] == decay["encoder.layers.encoder_layer_0.self_attention.in_proj_weight"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "spared"),
+    [
+        ("resnet18", set()),
+        ("convnext_tiny", {"features.*.*.layer_scale"}),
+        ("swin_t", {"features.*.*.attn.relative_position_bias_table"}),
+        ("swin_v2_t", {"features.*.*.attn.logit_scale", "features.*.*.attn.cpb_mlp.*.weight"}),
+    ],
+)
+def test_of_what_has_more_than_one_axis_only_scales_and_positions_do_not_decay(name: str, spared: set[str]) -> None:
+    with torch.device("meta"):
+        model = torchvision.models.get_model(name, num_classes=3)
+    decays = groups_by_name(model, config_of(model__name=name, model__train="all", optim__weight_decay=0.1))
+    assert {re.sub(r"\d+", "*", name) for name, p in model.named_parameters() if p.ndim > 1 and decays[name][0] == 0} == spared
 
 
 def test_what_is_frozen_has_no_group() -> None:

@@ -32,6 +32,8 @@ def world(size: int) -> World:
         {},
         {"model__weights": "none", "model__train": "all", "model__norm": "train"},
         {"model__name": "vit_b_16", "model__weights": "none", "model__train": "all"},
+        {"model__name": "convnext_tiny", "model__weights": "none", "model__train": "all"},
+        {"model__name": "swin_v2_t", "model__weights": "none", "model__train": "all"},
         {"model__weights": "IMAGENET1K_V2"},
         {"model__weights": "ResNet18_Weights.IMAGENET1K_V1"},
         {"optim__nesterov": True},
