@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 from torchvision.ops import StochasticDepth
 
+from sft_dist.blocks import recompute
 from sft_dist.config import Config, Model, Optim
 from sft_dist.errors import ConfigError
 from sft_dist.schedule import draw_seed
@@ -92,6 +93,8 @@ def build(config: Config, classes: Sequence[str], weights: bool = True) -> tuple
     if config.model.norm == "sync":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
     freeze(model, config.model)
+    if config.model.activation_checkpointing:
+        recompute(model)
     model.register_forward_pre_hook(normalise(config.data.mean, config.data.std))
     return model, told
 

@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = (
     "errors units config parse plan refuse schedule tally manifest rundir progress signals",
-    "datasets transforms weights models optim tasks loading",
+    "datasets transforms weights blocks models optim tasks loading",
     "sharding engine",
     "checkpoint evaluate loop track score run",
     "cli train __main__",

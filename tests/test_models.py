@@ -14,6 +14,7 @@ from torchvision.ops import StochasticDepth
 from torchvision.transforms.v2.functional import normalize
 
 from sft_dist import models
+from sft_dist.blocks import blocks
 from sft_dist.config import Config
 from sft_dist.errors import ConfigError
 
@@ -240,6 +241,16 @@ def test_every_model_that_can_be_chosen_has_its_head_and_its_blocks(name: str) -
     covered = [[parameter for parameter in names if parameter.startswith(block)] for block in kind.blocks(model)]
     assert all(covered)
     assert sorted(itertools.chain(*covered)) == sorted(names)
+
+
+@pytest.mark.parametrize("name", CHOOSABLE)
+def test_nearly_all_weights_of_every_model_are_in_parts_that_can_be_sharded_and_recomputed(name: str) -> None:
+    def size(*modules: nn.Module) -> int:
+        return sum(parameter.numel() for module in modules for parameter in module.parameters())
+
+    model = on_meta(name)
+    head = size(model.get_submodule(models.family(name).head.split(".")[0]))
+    assert size(*(block for _, block in blocks(model))) >= 0.9 * (size(model) - head)
 
 
 def test_a_model_that_cannot_be_chosen_is_refused_with_those_that_can() -> None:
