@@ -1,4 +1,4 @@
-"""Checkpoints: written aside, verified, renamed into place, and only then pointed to; at any instant a whole one exists."""
+"""Checkpoints on the disk: written aside, renamed into place, and only then pointed to; at any instant a whole one exists."""
 
 import errno
 import json
@@ -7,13 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
-from sft_dist import manifest
+from sft_dist import archive, manifest
 from sft_dist.engine import Engine
 from sft_dist.errors import ConfigError, MachineError
+from sft_dist.manifest import Entry
 from sft_dist.progress import Progress
 from sft_dist.rundir import STEP, RunDir, step_name, write_atomically
 from sft_dist.sharding import Tensors
@@ -30,14 +27,49 @@ class About:
     fingerprint: str
 
 
-def save(run: RunDir, engine: Engine, progress: Progress, about: About, keep: int) -> None:
-    """Commit a checkpoint of this step. When it returns, on any rank, the checkpoint is on the disk and pointed to.
+def file_name(part: str, rank: int) -> str:
+    """Where a rank writes its `model` or `optim` tensors. One that has none writes no file; readers take what the manifest lists."""
+    return f"{part}-{rank:05d}.safetensors" if rank else f"{part}.safetensors"
 
-    Raises MachineError on all ranks where it cannot be written; the checkpoints that exist stay as they are.
+
+def begin(run: RunDir, step: int) -> Path:
+    """A fresh folder beside the checkpoints, to write the one of this step into. Raises OSError."""
+    aside = run.checkpoints / f"{UNFINISHED}{step_name(step)}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    return aside
+
+
+def commit(run: RunDir, aside: Path, files: Mapping[str, Entry], progress: Progress, about: About, keep: int) -> None:
+    """Make a checkpoint of a folder in which all ranks have written their files: when this returns it is on the disk, and pointed to.
+
+    Raises OSError; the checkpoints that exist stay as they are.
     """
-    engine.even_out_statistics()
-    tensors = engine.take()
-    engine.on_main(lambda: _commit(run, tensors, progress, about, keep))
+    state = {
+        "format": 1,
+        "step": progress.step,
+        "classes": about.classes,
+        "fingerprint": about.fingerprint,
+        "progress": progress.to_json(),
+    }
+    (aside / "state.json").write_text(json.dumps(state) + "\n")
+    manifest.write(aside, progress.step, {**files, "state.json": manifest.entry(aside / "state.json")})
+    _move_over(aside, run.checkpoints / step_name(progress.step))
+    manifest.fsync(run.checkpoints)
+    point(run, progress)
+    _delete_old(run, keep)
+
+
+def cannot_save(run: RunDir, needed: int, error: OSError) -> str:
+    """Why a checkpoint cannot be written, what it needs, and what is safe, for people."""
+    free = shutil.disk_usage(run.checkpoints).free
+    latest = run.pointed_to("latest")
+    safe = f"{latest.name} is intact" if latest else "there is no earlier checkpoint"
+    why = "no space is left" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
+    return (
+        f"cannot save a checkpoint in {run.checkpoints}: {why} ({needed / 2**20:.1f} MiB needed, {free / 2**20:.1f} MiB free); {safe}. "
+        "Make room, or use a smaller save.keep, and start the same command again"
+    )
 
 
 def restore(run: RunDir, engine: Engine, about: About, checkpoint: Path | None) -> Progress:
@@ -53,13 +85,13 @@ def restore(run: RunDir, engine: Engine, about: About, checkpoint: Path | None) 
             f"the data now has {len(about.classes)} classes, fingerprint {about.fingerprint}. Restore the data, or start another run.name",
             everywhere=True,
         )
-    engine.put(Tensors(load_file(checkpoint / "model.safetensors"), load_file(checkpoint / "optim.safetensors")))
+    engine.put(Tensors(*archive.shelves(checkpoint)))
     return Progress(**state["progress"])
 
 
 def newest(run: RunDir) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint, and what is wrong with the newer ones that are not; those are renamed out of the way."""
-    _clear_unfinished(run)
+    clear_unfinished(run)
     told: list[str] = []
     for folder in reversed(_folders(run)):
         problems = manifest.verify(folder)
@@ -96,35 +128,8 @@ def classes_of(checkpoint: Path) -> tuple[str, ...]:
 
 
 def load_model(checkpoint: Path, engine: Engine) -> None:
-    """The weights of a checkpoint into the bare model, which must have its shape."""
-    engine.module.load_state_dict(load_file(checkpoint / "model.safetensors"))
-
-
-def _commit(run: RunDir, tensors: Tensors, progress: Progress, about: About, keep: int) -> None:
-    name = step_name(progress.step)
-    aside = run.checkpoints / f"{UNFINISHED}{name}"
-    needed = sum(t.numel() * t.element_size() for part in tensors for t in part.values())
-    try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        _write(aside / "model.safetensors", tensors.model)
-        _write(aside / "optim.safetensors", tensors.optimizer)
-        state = {
-            "format": 1,
-            "step": progress.step,
-            "classes": about.classes,
-            "fingerprint": about.fingerprint,
-            "progress": progress.to_json(),
-        }
-        (aside / "state.json").write_text(json.dumps(state) + "\n")
-        manifest.write(aside, progress.step)
-        _move_over(aside, run.checkpoints / name)
-        manifest.fsync(run.checkpoints)
-        point(run, progress)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise _cannot_save(run, needed, error) from error
-    _delete_old(run, keep)
+    """The weights of a checkpoint, averaged ones where there are, into the model, which must have its shape."""
+    engine.put(Tensors(archive.weights(checkpoint), {}))
 
 
 def point(run: RunDir, progress: Progress) -> None:
@@ -147,7 +152,7 @@ def _move_over(source: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _clear_unfinished(run: RunDir) -> None:
+def clear_unfinished(run: RunDir) -> None:
     """Delete what a crash left half written or half deleted; what lacks nothing but its name gets it."""
     for leftover in sorted(run.checkpoints.glob(f"{UNFINISHED}*")):
         final = run.checkpoints / leftover.name.removeprefix(UNFINISHED)
@@ -155,22 +160,6 @@ def _clear_unfinished(run: RunDir) -> None:
             leftover.rename(final)
         else:
             shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
-
-
-def _cannot_save(run: RunDir, needed: int, error: Exception) -> MachineError:
-    free = shutil.disk_usage(run.checkpoints).free
-    latest = run.pointed_to("latest")
-    safe = f"{latest.name} is intact" if latest else "there is no earlier checkpoint"
-    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "os error 28" in str(error)
-    why = "no space is left" if full else str(error)
-    return MachineError(
-        f"cannot save a checkpoint in {run.checkpoints}: {why} ({needed / 2**20:.1f} MiB needed, {free / 2**20:.1f} MiB free); {safe}. "
-        "Make room, or use a smaller save.keep, and start the same command again"
-    )
 
 
 def _delete_old(run: RunDir, keep: int) -> None:

@@ -1,68 +1,10 @@
 """Everything a run may be asked to do: frozen models, with a default and a docstring for each key."""
 
-import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
+from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
-from sft_dist.units import Span, Target
-
-
-def _span(text: object) -> str:
-    return str(Span.parse(str(text)))
-
-
-def _positive_span(text: object) -> str:
-    span = Span.parse(str(text))
-    if not span.count:
-        raise ValueError(f"{str(text)!r} is no time at all; use at least 1 step")
-    return str(span)
-
-
-def _not_boolean(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError(f"{value!r} is not a number")  # pydantic would read true as 1.0
-    return value
-
-
-def _target(text: str) -> str:
-    Target.parse(text)
-    return " ".join(text.split())
-
-
-def _workers(value: object) -> object:
-    if value != "auto" and (isinstance(value, bool) or not re.fullmatch(r"\d+", str(value))):
-        raise ValueError(f"{value!r} is neither a number of processes nor auto")
-    return value if value == "auto" else int(str(value))
-
-
-def _train_part(text: str) -> str:
-    if text not in ("head", "all") and not re.fullmatch(r"last:[1-9]\d*", text):
-        raise ValueError(f"{text!r} is not a part of a model; use head, all, or last:N (the head and the last N blocks)")
-    return text
-
-
-def _plain_name(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][\w.+=-]*", text):
-        raise ValueError(f"{text!r} cannot name a folder; use letters, digits and . _ + = - (first a letter or digit)")
-    return text
-
-
-def _printable(text: str) -> str:
-    if any(ord(c) < 32 or ord(c) == 127 for c in text):
-        raise ValueError(f"{text!r} has control characters in it")
-    return text
-
-
-Length = Annotated[str, BeforeValidator(_span)]
-PositiveLength = Annotated[str, BeforeValidator(_positive_span)]
-Text = Annotated[str, AfterValidator(_printable)]
-Count = Annotated[int, Field(ge=1, strict=True)]
-Seed = Annotated[int, Field(ge=0, strict=True)]
-Number = Annotated[float, BeforeValidator(_not_boolean), Field(allow_inf_nan=False)]
-Share = Annotated[Number, Field(ge=0, lt=1)]
-Rate = Annotated[Number, Field(ge=0)]
-Three = tuple[Number, Number, Number]
+from sft_dist.units import Count, Goal, Length, Number, PlainName, PositiveLength, Rate, Seed, Share, Text, Three, TrainPart, Workers
 
 
 class Section(BaseModel):
@@ -100,7 +42,7 @@ class Data(Section):
     """Per-channel mean that is subtracted, for values in 0..1; the default is ImageNet's."""
     std: Three = (0.229, 0.224, 0.225)
     """Per-channel deviation that is divided by; the default is ImageNet's."""
-    workers: Annotated[int | Literal["auto"], BeforeValidator(_workers)] = "auto"
+    workers: Workers = "auto"
     """Loading processes per rank; `auto` takes the processors this rank may use, less one, at most 8; 0 loads in the training process."""
     bad: Literal["stop", "skip"] = "stop"
     """What an unreadable image does: `stop` ends the run with its path."""
@@ -113,7 +55,7 @@ class Model(Section):
     """Where the weights come from: `DEFAULT` or an enum name of torchvision (downloaded once), a `.safetensors` or `.pth` file, `run:<folder>` (the best checkpoint of a run), or `none`."""
     head: Literal["auto", "new", "keep"] = "auto"
     """Whether the last layer is drawn anew: `auto` keeps it only if it comes from a run with the same classes."""
-    train: Annotated[str, AfterValidator(_train_part)] = "head"
+    train: TrainPart = "head"
     """Which part learns: `head`, `all`, or `last:N` (the head and the last N blocks). The rest is frozen: no gradient, and in evaluation mode."""
     norm: Literal["frozen", "train", "sync"] = "frozen"
     """Batch-norm statistics: `frozen` keeps the pretrained ones, `train` learns them on each rank, `sync` over all ranks (GPU only)."""
@@ -191,19 +133,36 @@ class Save(Section):
     """How often a checkpoint is written; the end of training, a new best and a signal always write one."""
     keep: Count = 3
     """How many of the newest checkpoints stay; the best one always stays as well."""
-    background: StrictBool = False
-    """Write behind the training. Not built yet."""
+    background: StrictBool = True
+    """Write behind the training: a step waits only for the copy to host memory. The next save waits for the last."""
+    on_error: Literal["stop", "continue"] = "stop"
+    """What a checkpoint that cannot be written does: `stop` ends the run, `continue` warns and trains on; the last one always stops."""
+    limit_s: Count = 1800
+    """Seconds that a checkpoint may take to reach the disk before it counts as failed."""
 
 
 class Shard(Section):
     strategy: Literal["ddp", "zero1", "zero2", "zero3", "fsdp"] = "ddp"
-    """How model and optimizer are spread over the ranks; `ddp` keeps a whole copy on each."""
+    """How model and optimizer are spread over the ranks: `ddp` keeps a whole copy on each; `zero1`, `zero2`, `zero3` (DeepSpeed) share out optimizer state, gradients, parameters; `fsdp` (torch's FSDP2) shares out all three."""
+    offload: Literal["none", "optimizer", "params"] = "none"
+    """What waits in host memory between its uses: the optimizer's state (`zero1` to `zero3`), or the parameters too (`zero3`, `fsdp`). For GPUs."""
+    reshard_after_forward: StrictBool = True
+    """`fsdp`: free a block's gathered parameters after the forward pass, and gather them again for the backward pass."""
+    hybrid: Count | None = None
+    """`fsdp`: ranks per group; each group holds a copy and shares it out among its ranks (HSDP). Null is one group of all ranks."""
+
+
+class Ema(Section):
+    decay: Share | None = None
+    """Keep a moving average of the weights with this decay per step, and score, test and export it instead of the weights themselves; null keeps none."""
+    warmup: StrictBool = True
+    """Begin with a shorter memory: the decay of update n is min(decay, (1 + n) / (10 + n))."""
 
 
 class Stop(Section):
     patience: Count | None = None
     """Stop after this many evaluations in a row without a new best headline score; null never does."""
-    when: Annotated[str, AfterValidator(_target)] | None = None
+    when: Goal | None = None
     """Stop once a score is reached: "val/top1 >= 0.95"."""
 
 
@@ -219,7 +178,7 @@ class Track(Section):
 class Run(Section):
     dir: Text = "runs"
     """Folder that holds the runs."""
-    name: Annotated[str, AfterValidator(_plain_name)]
+    name: PlainName
     """Name of this run, and of its folder; by default the config file's name."""
     expect_world: Count | None = None
     """Refuse to run on any other number of processes. The environment variable SFT_EXPECT_WORLD does the same."""
@@ -239,6 +198,7 @@ class Config(Section):
     eval: Eval = Eval()
     save: Save = Save()
     stop: Stop = Stop()
+    ema: Ema = Ema()
     shard: Shard = Shard()
     precision: Literal["fp32", "tf32", "bf16", "fp16", "fp64"] = "fp32"
     """Arithmetic: `fp32` (TF32 off), `tf32`, `bf16` (autocast, fp32 weights), `fp64` (everything in double: the ruler for comparing layouts)."""

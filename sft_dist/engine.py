@@ -1,9 +1,10 @@
 """The machine: processes, device, precision, and every collective. The only room that knows Accelerate."""
 
+import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -16,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
+from sft_dist import machine
 from sft_dist.config import Config
 from sft_dist.errors import InfrastructureError, MachineError, SftError
 from sft_dist.plan import World, processors, timeout_s
-from sft_dist.refuse import ON, native_bf16
-from sft_dist.sharding import STRATEGIES, Tensors
+from sft_dist.sharding import STRATEGIES, Held, Piece, Tensors
 from sft_dist.tally import Evidence
 
 Result = TypeVar("Result")
@@ -34,21 +35,21 @@ class Engine:
         self.place, self.rank, self.world = world, world.rank, world.size
         self.strategy = STRATEGIES[config.shard.strategy]
         self.precision = config.precision
-        kind = _choose_device(config, world)
-        _set_arithmetic(config, kind)
-        self.accelerator = Accelerator(
-            cpu=kind == "cpu",
-            mixed_precision="bf16" if config.precision == "bf16" else "no",
-            gradient_accumulation_steps=1,
-            kwargs_handlers=_among_ranks(kind, timeout_s(config)) if world.size > 1 else [],
-        )
+        self.config = config
+        kind = machine.choose_device(config, world)
+        machine.set_arithmetic(config, kind)
+        with self.strategy.start(config, world, kind) as arguments:
+            self.accelerator = Accelerator(
+                mixed_precision="no",  # bf16 is our own autocast, the same on every strategy
+                gradient_accumulation_steps=1,
+                kwargs_handlers=_among_ranks(kind, timeout_s(config)) if world.size > 1 else [],
+                **arguments,
+            )
         self.device = self.accelerator.device
-        came = (self.accelerator.num_processes, self.device.type, self.accelerator.mixed_precision)
-        wanted = (world.size, kind, "bf16" if config.precision == "bf16" else "no")
-        if came != wanted:
-            names = ("processes", "device", "autocast")
-            told = [f"{name}: {got!r} came, {asked!r} was asked for" for name, got, asked in zip(names, came, wanted, strict=True)]
-            raise MachineError(["Accelerate set up something else than this run needs", *told])
+        ours = dist.get_world_size() if dist.is_initialized() else 1
+        came = (self.accelerator.num_processes, ours, self.device.type, self.accelerator.mixed_precision)
+        wanted = (world.size, world.size, kind, "no")
+        _compare(("processes", "processes in torch's group", "device", "autocast"), came, wanted)
         if "OMP_NUM_THREADS" not in os.environ:  # after Accelerate, which counts the machine's processors instead of this process's
             torch.set_num_threads(max(1, processors() // world.local_size))
 
@@ -62,23 +63,47 @@ class Engine:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def prepare(self, module: nn.Module, make_optimizer: Callable[[nn.Module], Optimizer]) -> nn.Module:
-        """Move the model to the device and wrap it for the strategy; `module` and `optimizer` stay within reach, bare."""
-        self.module = module.to(self.device, torch.float64 if self.precision == "fp64" else torch.float32)
+    def build(self, make: Callable[[bool], Result], fresh: bool) -> Result:
+        """Build a model by `make(with its weights)`; without memory (meta device) where it will be filled from rank 0 or a checkpoint."""
+        filled = not self.strategy.fills_meta or (fresh and self.is_main)
+        with nullcontext() if filled else torch.device("meta"):
+            return make(fresh and filled)
+
+    def prepare(self, module: nn.Module, make_optimizer: Callable[[nn.Module], Optimizer]) -> None:
+        """Move the model to the device and spread it and its optimizer over the ranks. Raises MachineError if that did not come about."""
+        if not any(parameter.is_meta for parameter in module.parameters()):
+            module.to(self.device)
+        module.to(torch.float64 if self.precision == "fp64" else torch.float32)
+        if self.precision == "bf16":
+            _autocast(module, self.device.type)
         self.learning_norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.training]
-        self.optimizer = make_optimizer(self.module)
-        self.wrapped = self.strategy.prepare(self.accelerator, self.module)
-        return self.wrapped
+        whole = Held(*(sum(p.numel() for p in parts) for parts in (_learning(module), module.parameters())))
+        rows = sum(p.numel() // len(p) for p in module.parameters() if p.ndim)
+        self.prepared = self.strategy.prepare(self.accelerator, self.place, module, make_optimizer, self.config)
+        self.shares = _check_shares(self.strategy.held(self.prepared), whole, rows, self.config, self.world)
+
+    @property
+    def module(self) -> nn.Module:
+        """The bare model, with canonical names."""
+        return self.prepared.module
+
+    @property
+    def wrapped(self) -> nn.Module:
+        return self.prepared.wrapped
+
+    @property
+    def optimizer(self) -> Optimizer:
+        return self.prepared.optimizer
 
     @contextmanager
     def backward_pass(self, last: bool) -> Iterator[Callable[[Tensor], None]]:
-        """One forward and backward pass of a step; gradients meet over the ranks in the last one only."""
-        with self.strategy.one_pass(self.accelerator, self.wrapped, last):
-            yield self.accelerator.backward
+        """One forward and backward pass of a step; gradients meet over the ranks by the last one."""
+        with self.strategy.one_pass(self.prepared, last) as backward:
+            yield backward
 
-    def clip(self, max_norm: float | None) -> Tensor:
-        """Clip the gradient in place; returns its global norm before that, equal on all ranks."""
-        return self.strategy.clip(self.module, max_norm)
+    def update(self) -> Tensor:
+        """Clip the gradient, make the step, forget the gradient; returns its global norm before clipping, equal on all ranks."""
+        return self.strategy.update(self.prepared)
 
     def sum(self, values: Sequence[float | Tensor]) -> list[float]:
         """Each value summed over all ranks, in float64."""
@@ -128,6 +153,16 @@ class Engine:
         dist.all_gather_object(said, list(own))
         return [line for lines in said for line in lines]
 
+    def check_same(self, what: str) -> None:
+        """Every rank must have read the same config and data, or the samples of a step would not be the window's."""
+        said = self.agree([hashlib.sha256(what.encode()).hexdigest()])
+        odd = [str(rank) for rank, other in enumerate(said) if other != said[0]]
+        if odd:
+            raise MachineError(
+                f"rank {', '.join(odd)} reads another config or other data than rank 0; every node needs the same files and the same command",
+                everywhere=True,
+            )
+
     def even_out_statistics(self) -> None:
         """Average the batch-norm statistics that each rank learned on its own samples; frozen ones keep every bit."""
         if self.world == 1:
@@ -140,13 +175,21 @@ class Engine:
                 else:
                     dist.broadcast(statistic, src=0)  # how many batches; shares of a window may differ by one
 
-    def take(self) -> Tensors:
-        """What this rank writes into a checkpoint."""
-        return self.strategy.take(self.module, self.optimizer, self.rank)
+    def masters(self) -> Sequence[Tensor]:
+        """The tensors that this rank's optimizer updates; the keys of its state."""
+        return self.strategy.masters(self.prepared)
+
+    def publish(self) -> None:
+        """Let the model compute with what was written into the masters."""
+        self.strategy.publish(self.prepared)
+
+    def take(self) -> Iterator[Piece]:
+        """What this rank writes into a checkpoint, tensor by tensor; every rank must come to the end."""
+        return self.strategy.take(self.prepared)
 
     def put(self, tensors: Tensors) -> None:
-        """Restore model and optimizer from a whole checkpoint."""
-        self.strategy.put(self.module, self.optimizer, tensors)
+        """Restore model and optimizer from a whole checkpoint; the model alone if it has no optimizer tensors."""
+        self.strategy.put(self.prepared, tensors)
 
     def draw(self, seed: int) -> None:
         """Start dropout and stochastic depth of one pass from a seed."""
@@ -165,7 +208,7 @@ class Engine:
         if dist.is_initialized():
             if wait:
                 self.barrier()
-            dist.destroy_process_group()
+            self.strategy.end()
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
@@ -187,34 +230,39 @@ def _among_ranks(kind: str, limit_s: int) -> list[Any]:
     ]
 
 
-def _choose_device(config: Config, world: World) -> str:
-    told_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ON
-    gpus = torch.cuda.device_count()
-    if config.device == "cuda" and not gpus:
-        raise MachineError(
-            "device = cuda, but torch sees no CUDA device here; use device: cpu, or look at nvidia-smi and CUDA_VISIBLE_DEVICES"
-        )
-    kind = "cuda" if config.device == "cuda" or (config.device == "auto" and gpus and not told_cpu) else "cpu"
-    if kind == "cuda" and world.local_size > gpus:
-        raise MachineError(f"{world.local_size} processes on this machine, but it has {gpus} GPUs; start one process a GPU")
-    if kind == "cuda" and config.precision in ("tf32", "bf16") and torch.cuda.get_device_capability(world.local_rank) < (8, 0):
-        raise MachineError(f"precision = {config.precision}, but {torch.cuda.get_device_name(world.local_rank)} does not have it; use fp32")
-    if kind == "cpu" and config.model.norm == "sync":
-        raise MachineError("model.norm = sync needs GPUs: torch's SyncBatchNorm does not run on CPU; use frozen or train")
-    if kind == "cpu" and config.precision == "tf32":
-        raise MachineError("precision = tf32 is an arithmetic of GPUs, and there is none here; use fp32")
-    if kind == "cpu" and config.precision == "bf16" and not (native_bf16() or config.train.allow_emulated):
-        raise MachineError(
-            "precision = bf16, but this processor only emulates it, 13 to 18 times slower; use fp32, or train.allow_emulated: true"
-        )
-    return kind
+def _compare(names: Sequence[str], came: Sequence[object], wanted: Sequence[object]) -> None:
+    if came != wanted:
+        told = [f"{name}: {got!r} came, {asked!r} was asked for" for name, got, asked in zip(names, came, wanted, strict=True)]
+        raise MachineError(["the libraries set up something else than this run needs", *told])
 
 
-def _set_arithmetic(config: Config, kind: str) -> None:
-    tf32 = config.precision == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = tf32
-    torch.backends.cudnn.allow_tf32 = tf32
-    if config.train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(config.train.deterministic)
-    torch.backends.cudnn.benchmark = kind == "cuda" and not config.train.deterministic
+def _learning(module: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
+def _autocast(module: nn.Module, kind: str) -> None:
+    """bf16: products in bfloat16, weights and outputs in float32; inside the model, so that every wrapper of it computes alike."""
+    module.forward = torch.autocast(kind, torch.bfloat16)(module.forward)
+    module.register_forward_hook(lambda *passed: passed[-1].float())
+
+
+def _check_shares(held: Held, whole: Held, granularity: int, config: Config, world: int) -> str:
+    """Whether this rank holds about the share that the strategy promises; in words. Raises MachineError if it holds more.
+
+    granularity: elements by which a share may miss its even part. fsdp splits by rows, so by a row of each tensor; DeepSpeed
+    pads its partitions by less than that.
+    """
+    ranks = config.shard.hybrid or world
+    strategy = config.shard.strategy
+    expected = Held(
+        whole.masters // (1 if strategy == "ddp" else ranks), whole.parameters // (ranks if strategy in ("zero3", "fsdp") else 1)
+    )
+    if held.masters > expected.masters + granularity or held.parameters > expected.parameters + granularity:
+        raise MachineError(
+            f"shard.strategy = {strategy} should leave each of {ranks} ranks {expected.masters:,} elements of each optimizer moment and "
+            f"{expected.parameters:,} of the parameters, but this rank holds {held.masters:,} and {held.parameters:,}",
+        )
+    return (
+        f"rank 0 of {world} holds {held.masters:,} of {whole.masters:,} elements of each optimizer moment and "
+        f"{held.parameters:,} of {whole.parameters:,} of the parameters"
+    )

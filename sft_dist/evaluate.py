@@ -10,6 +10,7 @@ from sft_dist.datasets import Split
 from sft_dist.engine import Engine
 from sft_dist.errors import ConfigError
 from sft_dist.plan import loading_processes
+from sft_dist.schedule import Pick
 from sft_dist.signals import StopRequest
 from sft_dist.tally import Evidence
 from sft_dist.tasks import Scores, Task
@@ -40,11 +41,16 @@ def evaluate(
     batches = iter(loading.evaluation_batches(task, samples, mine, workers, pin=engine.device.type == "cuda"))
     engine.module.eval()
     found, problems = Evidence(), []
+    company = None
     for round_ in range(-(-len(split) // (world * micro))):  # as many rounds on each rank, so that all look up together
         batch = next(batches, None)
         if batch is not None:
             problems += batch.problems
+            company = batch
             found += task.measure(engine.module, loading.to_device(batch, engine.device))
+        elif engine.strategy.params_sharded:  # the others need this rank's part of the parameters
+            company = company or task.collate([samples[Pick(0, 0)]])
+            task.measure(engine.module, loading.to_device(company, engine.device))
         if round_ % ROUNDS_PER_LOOK == 0:
             bad, asked = engine.sum([float(len(problems)), float(request.made)])
             if bad:

@@ -49,12 +49,12 @@ def train(
         rate = config.optim.lr * lr_factor(done, plan)
         optim.set_lr(engine.optimizer, rate)
         window = clock.timed(itertools.islice(micros, plan.passes_per_rank[engine.rank]))
-        sums, norm, stop_asked = train_step(task, window, engine, plan, done, config.train.clip, request)
+        sums, norm, stop_asked = train_step(task, window, engine, plan, done, request)
         yield StepResult(done + 1, sums, norm, rate, *clock.lap(), stop_asked)
 
 
 def train_step(
-    task: Task, micros: Iterable[Batch], engine: Engine, plan: Plan, step: int, clip: float | None, request: StopRequest
+    task: Task, micros: Iterable[Batch], engine: Engine, plan: Plan, step: int, request: StopRequest
 ) -> tuple[dict[str, float], float, bool]:
     """One optimizer step over one window. The loss is summed, and divided once by what all ranks hold in the whole window.
 
@@ -62,6 +62,7 @@ def train_step(
     rank was asked to stop.
     """
     passes = plan.passes_per_rank[engine.rank]
+    idle = max(plan.passes_per_rank) - passes if engine.strategy.equal_passes else 0
     if task.count is None:
         total = float(plan.global_batch)
     else:
@@ -69,16 +70,16 @@ def train_step(
         [total] = engine.sum([sum(task.count(batch) for batch in micros)])
     sums: dict[str, Any] = {}
     problems: list[str] = []
-    engine.optimizer.zero_grad()
     for i, batch in enumerate(micros):
         problems += batch.problems
         engine.draw(draw_seed("dropout", plan.seed, step, engine.rank, i))
-        with engine.backward_pass(last=i == passes - 1) as backward:
+        with engine.backward_pass(last=i == passes + idle - 1) as backward:
             losses = task.loss(engine.wrapped, to_device(batch, engine.device))
             backward(losses.total * (engine.world / total))  # data parallelism averages over ranks; undo it
         sums = tally.add(sums, {"loss": losses.total.detach().double(), **losses.sums})
-    norm = engine.clip(clip)
-    engine.optimizer.step()
+    for i in range(idle):
+        _pass_idly(task, batch, engine, last=i == idle - 1)
+    norm = engine.update()
     # The one wait for the device, and the one message, of a step. What stops a run is found out by all ranks at once.
     *summed, bad, asked = engine.sum([*sums.values(), float(len(problems)), float(request.made)])
     if bad:
@@ -86,6 +87,14 @@ def train_step(
     result = {"samples": total, **dict(zip(sums, summed, strict=True))}
     _check_finite(result["loss"], float(norm), engine, step, float(sums["loss"]))
     return result, float(norm), asked > 0
+
+
+def _pass_idly(task: Task, batch: Batch, engine: Engine, last: bool) -> None:
+    """A pass that keeps the other ranks company where they exchange something in each: its loss counts nothing, no statistic moves."""
+    engine.module.eval()
+    with engine.backward_pass(last) as backward:
+        backward(task.loss(engine.wrapped, to_device(batch, engine.device)).total * 0.0)
+    train_mode(engine.module)
 
 
 def _check_finite(loss: float, norm: float, engine: Engine, step: int, own_loss: float) -> None:

@@ -4,24 +4,33 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 NAME = "MANIFEST.json"
 FORMAT = 1
 
 
-def write(folder: Path, step: int) -> dict[str, Any]:
-    """Hash every file of the folder and write its manifest. Files, manifest and folder are on the disk when this returns."""
-    files = sorted(path for path in folder.iterdir() if path.name != NAME)
-    listed = {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files}
-    for path in files:
-        fsync(path)
-    content = {"format": FORMAT, "step": step, "files": listed}
+class Entry(NamedTuple):
+    """What a manifest says of a file."""
+
+    bytes: int
+    sha256: str
+
+
+def write(folder: Path, step: int, files: Mapping[str, Entry]) -> None:
+    """Write the folder's manifest; it and the folder are on the disk when this returns. The files must be there already, in full."""
+    content = {"format": FORMAT, "step": step, "files": {name: entry._asdict() for name, entry in sorted(files.items())}}
     (folder / NAME).write_text(json.dumps(content, indent=1) + "\n")
     fsync(folder / NAME)
     fsync(folder)
-    return content
+
+
+def entry(path: Path) -> Entry:
+    """Size and hash of a file, which is on the disk when this returns."""
+    fsync(path)
+    return Entry(path.stat().st_size, sha256(path))
 
 
 def verify(folder: Path) -> list[str]:

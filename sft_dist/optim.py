@@ -67,9 +67,10 @@ def state_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, torch.Ten
 
 
 def load_state_tensors(optimizer: Optimizer, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    """The way back of `state_tensors`. Raises KeyError for a parameter that the model does not train."""
+    """The way back of `state_tensors`, in each parameter's own precision. Raises KeyError for one that the model does not train."""
     learning = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     optimizer.state.clear()
     for key, value in tensors.items():
         name, _, moment = key.rpartition("/")
-        optimizer.state[learning[name]][moment] = value.to(learning[name].device)
+        parameter = learning[name]
+        optimizer.state[parameter][moment] = value.to(parameter.device, parameter.dtype if value.ndim else value.dtype)

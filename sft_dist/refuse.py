@@ -16,8 +16,6 @@ NOT_BUILT = {
     "task": ("detect", "segment", "text"),
     "data.name": ("voc", "coco", "masks", "csv"),
     "data.bad": ("skip",),
-    "save.background": (True,),
-    "shard.strategy": ("zero1", "zero2", "zero3", "fsdp"),
     "precision": ("fp16",),
     "track.wandb": ("online", "offline"),
 }

@@ -1,7 +1,6 @@
 """The story of one run: task, data, plan, engine, folder, model, and then step by step to the end."""
 
 import dataclasses
-import hashlib
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -9,17 +8,18 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from sft_dist import checkpoint, datasets, loading, optim, parse, rundir, signals, tally, track, transforms
+from sft_dist import average, checkpoint, datasets, loading, optim, parse, rundir, signals, tally, track, transforms
 from sft_dist.checkpoint import About
 from sft_dist.config import Config
 from sft_dist.datasets import Splits
 from sft_dist.engine import Engine
-from sft_dist.errors import ConfigError, DivergedError, MachineError
+from sft_dist.errors import ConfigError, DivergedError
 from sft_dist.evaluate import evaluate
 from sft_dist.loop import StepResult, train
 from sft_dist.plan import Plan, World, describe, loading_processes, make_plan
 from sft_dist.progress import Progress, reason_to_end
 from sft_dist.rundir import RunDir
+from sft_dist.saver import Saver
 from sft_dist.schedule import due
 from sft_dist.signals import StopRequest
 from sft_dist.tasks import TASKS, Batch, Task
@@ -39,11 +39,12 @@ class Parts:
     attempt: int
     request: StopRequest
     console: Console
+    saver: Saver
     tracker: Tracker | None = None
 
     @property
     def about(self) -> About:
-        return About(self.splits.classes, self.splits.fingerprint)
+        return self.saver.about
 
 
 def run(config: Config, world: World) -> RunDir:
@@ -53,10 +54,11 @@ def run(config: Config, world: World) -> RunDir:
     plan = make_plan(config, world, len(splits.train), len(splits.val))
     console = Console(quiet=world.rank != 0)
     with signals.watch() as request, Engine(config, world) as engine, _folder(config, plan, engine) as (folder, attempt):
-        _check_agreement(config, splits, engine)
-        parts = Parts(task, splits, config, plan, engine, folder, attempt, request, console)
+        engine.check_same(f"{parse.to_yaml(config)}{splits.fingerprint}")
+        saver = Saver(folder, engine, config.save, About(splits.classes, splits.fingerprint), lambda landed: _tidy(folder, landed))
+        parts = Parts(task, splits, config, plan, engine, folder, attempt, request, console, saver)
         progress = _start(parts)
-        with _tracking(parts) as parts:
+        with _tracking(parts) as parts, saver.landing():
             progress, asked = _pay_debts(parts, progress)
             if not asked and not reason_to_end(progress, plan, config.stop):
                 for step in train(task, _batches(parts, progress), engine, plan, config, progress.step, request):
@@ -70,6 +72,8 @@ def run(config: Config, world: World) -> RunDir:
 def _after(parts: Parts, step: StepResult, progress: Progress) -> tuple[Progress, bool]:
     """What one step is worth: a row, and where they are due an evaluation and a checkpoint. Also whether to stop here."""
     progress = progress.after_step(step.sums)
+    average.update(parts.engine, parts.config.ema, progress.step)
+    parts.saver.poll()
     if parts.tracker:
         parts.tracker.step(step, parts.engine.peak_gib())
     before, asked = progress, step.stop_asked
@@ -85,7 +89,8 @@ def _after(parts: Parts, step: StepResult, progress: Progress) -> tuple[Progress
 def _evaluate(parts: Parts, progress: Progress) -> tuple[Progress, bool]:
     """Score the validation set and judge; unchanged, and True, if a request to stop came in between."""
     parts.engine.even_out_statistics()
-    found = evaluate(parts.task, parts.splits.val, parts.splits.classes, parts.config, parts.engine, parts.request)
+    with average.used(parts.engine, parts.config.ema):
+        found = evaluate(parts.task, parts.splits.val, parts.splits.classes, parts.config, parts.engine, parts.request)
     if found is None:
         return progress, True
     scores, evidence = found
@@ -104,23 +109,23 @@ def _evaluate(parts: Parts, progress: Progress) -> tuple[Progress, bool]:
 
 
 def _save(parts: Parts, progress: Progress) -> None:
-    """A checkpoint; not before the metrics that lead to it are on the disk, and the predictions of the old best go after it."""
+    """A checkpoint; not before the metrics that lead to it are on the disk."""
     if parts.tracker:
         parts.tracker.flush()
-    checkpoint.save(parts.folder, parts.engine, progress, parts.about, parts.config.save.keep)
+    parts.saver.save(progress)
 
-    def tidy() -> None:
-        track.write_scores(parts.folder, progress)
-        track.keep_predictions(parts.folder, [entry["step"] for entry in (progress.best, progress.last) if entry])
 
-    parts.engine.on_main(tidy)
+def _tidy(folder: RunDir, landed: Progress) -> None:
+    """The scores of a checkpoint that was committed; the predictions of the old best go only now."""
+    track.write_scores(folder, landed)
+    track.keep_predictions(folder, [entry["step"] for entry in (landed.best, landed.last) if entry])
 
 
 def _start(parts: Parts) -> Progress:
     """Build the model, and fill it with the newest whole checkpoint or, in a new run, with its pretrained weights."""
     config, engine, folder = parts.config, parts.engine, parts.folder
     found, told = engine.on_main(lambda: checkpoint.newest(folder))
-    module, about_weights = parts.task.build(config, parts.splits.classes, weights=found is None)
+    module, about_weights = engine.build(lambda load: parts.task.build(config, parts.splits.classes, weights=load), fresh=found is None)
     engine.prepare(module, lambda model: optim.build(model, config))
     progress = checkpoint.restore(folder, engine, parts.about, found)
 
@@ -129,7 +134,8 @@ def _start(parts: Parts) -> Progress:
         rundir.rewind(folder, progress.step, progress.evaluated, parts.attempt)
 
     engine.on_main(go_back)
-    say(parts.console, *told, *(f"  weights  {line}" for line in about_weights), *([f"resumed at step {progress.step}"] if found else []))
+    say(parts.console, *told, f"   shares  {engine.shares}", *(f"  weights  {line}" for line in about_weights))
+    say(parts.console, *([f"resumed at step {progress.step}"] if found else []))
     return progress
 
 
@@ -153,6 +159,7 @@ def _batches(parts: Parts, progress: Progress) -> Iterable[Batch]:
 
 def _finish(parts: Parts, progress: Progress, asked: bool) -> None:
     """The last words: the test of the best checkpoint, scores.json, outcome.json."""
+    parts.saver.finish(final=True)
     ended = None if asked else reason_to_end(progress, parts.plan, parts.config.stop)
     test = _test(parts, progress) if ended else None
     if parts.splits.test is not None and parts.config.eval.test and test is None:
@@ -223,18 +230,6 @@ def _open_folder(config: Config, plan: Plan, engine: Engine, stack: ExitStack) -
     lines = [*describe(plan, config, engine.device.type), ("run", f"{folder.path} (attempt {attempt})")]
     say(Console(), *(f"{what:>9}  {how_much}" for what, how_much in lines))
     return folder, attempt
-
-
-def _check_agreement(config: Config, splits: Splits, engine: Engine) -> None:
-    """Every rank must read the same config and data, or the samples of a step would not be the window's."""
-    own = hashlib.sha256(f"{parse.to_yaml(config)}{splits.fingerprint}".encode()).hexdigest()
-    said = engine.agree([own])
-    odd = [str(rank) for rank, other in enumerate(said) if other != said[0]]
-    if odd:
-        raise MachineError(
-            f"rank {', '.join(odd)} reads another config or other data than rank 0; every node needs the same files and the same command",
-            everywhere=True,
-        )
 
 
 @contextmanager

@@ -122,10 +122,10 @@ def write_predictions(run: RunDir, step: int, split: Split, evidence: Evidence) 
 
 
 def keep_predictions(run: RunDir, steps: Sequence[int]) -> None:
-    """Delete the predictions of all other steps."""
+    """Delete the predictions of all other steps up to the last of these; later ones belong to a checkpoint that is yet to come."""
     kept = {step_name(step) for step in steps}
     for path in run.predictions.glob("step-*.jsonl"):
-        if STEP.fullmatch(path.stem) and path.stem not in kept:
+        if STEP.fullmatch(path.stem) and path.stem not in kept and path.stem < max(kept, default=""):
             path.unlink()
 
 

@@ -1,9 +1,12 @@
-"""Values with a unit or a direction, as the config writes them: "3 epochs", "val/top1 >= 0.95"."""
+"""The kinds of values that a config holds: numbers with bounds, plain names, and texts with a meaning, like "3 epochs" or "val/top1 >= 0.95"."""
 
 import re
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
 
 
 @dataclass(frozen=True)
@@ -54,3 +57,64 @@ class Target:
 
     def reached(self, score: float) -> bool:
         return score >= self.value if self.at_least else score <= self.value
+
+
+def _span(text: object) -> str:
+    return str(Span.parse(str(text)))
+
+
+def _positive_span(text: object) -> str:
+    span = Span.parse(str(text))
+    if not span.count:
+        raise ValueError(f"{str(text)!r} is no time at all; use at least 1 step")
+    return str(span)
+
+
+def _not_boolean(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError(f"{value!r} is not a number")  # pydantic would read true as 1.0
+    return value
+
+
+def _target(text: str) -> str:
+    Target.parse(text)
+    return " ".join(text.split())
+
+
+def _workers(value: object) -> object:
+    if value != "auto" and (isinstance(value, bool) or not re.fullmatch(r"\d+", str(value))):
+        raise ValueError(f"{value!r} is neither a number of processes nor auto")
+    return value if value == "auto" else int(str(value))
+
+
+def _train_part(text: str) -> str:
+    if text not in ("head", "all") and not re.fullmatch(r"last:[1-9]\d*", text):
+        raise ValueError(f"{text!r} is not a part of a model; use head, all, or last:N (the head and the last N blocks)")
+    return text
+
+
+def _plain_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][\w.+=-]*", text):
+        raise ValueError(f"{text!r} cannot name a folder; use letters, digits and . _ + = - (first a letter or digit)")
+    return text
+
+
+def _printable(text: str) -> str:
+    if any(ord(c) < 32 or ord(c) == 127 for c in text):
+        raise ValueError(f"{text!r} has control characters in it")
+    return text
+
+
+Length = Annotated[str, BeforeValidator(_span)]
+PositiveLength = Annotated[str, BeforeValidator(_positive_span)]
+Text = Annotated[str, AfterValidator(_printable)]
+Count = Annotated[int, Field(ge=1, strict=True)]
+Seed = Annotated[int, Field(ge=0, strict=True)]
+Number = Annotated[float, BeforeValidator(_not_boolean), Field(allow_inf_nan=False)]
+Share = Annotated[Number, Field(ge=0, lt=1)]
+Rate = Annotated[Number, Field(ge=0)]
+Three = tuple[Number, Number, Number]
+Goal = Annotated[str, AfterValidator(_target)]
+Workers = Annotated[int | Literal["auto"], BeforeValidator(_workers)]
+TrainPart = Annotated[str, AfterValidator(_train_part)]
+PlainName = Annotated[str, AfterValidator(_plain_name)]

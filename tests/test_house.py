@@ -17,15 +17,15 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = (
     "errors units config parse plan refuse schedule tally manifest rundir progress signals",
-    "datasets transforms weights blocks models optim tasks loading",
-    "sharding engine",
-    "checkpoint evaluate loop track score run",
+    "datasets transforms archive weights blocks models optim tasks loading",
+    "machine sharding engine",
+    "average checkpoint saver evaluate loop track score run",
     "cli train __main__",
 )
 ORDER = " ".join(FLOORS).split()
 PAPER = FLOORS[0].split()
 BANNED_NAMES = {"utils", "util", "common", "helpers", "base", "manager"}
-MAY_READ_ENVIRONMENT = {"cli", "train", "__main__", "engine", "sharding", "track"}
+MAY_READ_ENVIRONMENT = {"cli", "train", "__main__", "machine", "engine", "sharding", "track"}
 
 TOO_LONG: dict[str, str] = {  # "file" or "file:function" -> why it is better longer
     "plan.py:make_plan": "one argument a line; cutting it apart would hide that every number of a plan is made here",

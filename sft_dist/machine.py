@@ -1,0 +1,45 @@
+"""What this machine can compute with: its device, its arithmetic, and the refusal of what it does not have."""
+
+import os
+
+import torch
+
+from sft_dist.config import Config
+from sft_dist.errors import MachineError
+from sft_dist.plan import World
+from sft_dist.refuse import ON, native_bf16
+
+
+def choose_device(config: Config, world: World) -> str:
+    """`cuda` or `cpu`. Raises MachineError for what a config asks of a machine that cannot do it."""
+    told_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ON
+    gpus = torch.cuda.device_count()
+    if config.device == "cuda" and not gpus:
+        raise MachineError(
+            "device = cuda, but torch sees no CUDA device here; use device: cpu, or look at nvidia-smi and CUDA_VISIBLE_DEVICES"
+        )
+    kind = "cuda" if config.device == "cuda" or (config.device == "auto" and gpus and not told_cpu) else "cpu"
+    if kind == "cuda" and world.local_size > gpus:
+        raise MachineError(f"{world.local_size} processes on this machine, but it has {gpus} GPUs; start one process a GPU")
+    if kind == "cuda" and config.precision in ("tf32", "bf16") and torch.cuda.get_device_capability(world.local_rank) < (8, 0):
+        raise MachineError(f"precision = {config.precision}, but {torch.cuda.get_device_name(world.local_rank)} does not have it; use fp32")
+    if kind == "cpu" and config.model.norm == "sync":
+        raise MachineError("model.norm = sync needs GPUs: torch's SyncBatchNorm does not run on CPU; use frozen or train")
+    if kind == "cpu" and config.precision == "tf32":
+        raise MachineError("precision = tf32 is an arithmetic of GPUs, and there is none here; use fp32")
+    if kind == "cpu" and config.precision == "bf16" and not (native_bf16() or config.train.allow_emulated):
+        raise MachineError(
+            "precision = bf16, but this processor only emulates it, 13 to 18 times slower; use fp32, or train.allow_emulated: true"
+        )
+    return kind
+
+
+def set_arithmetic(config: Config, kind: str) -> None:
+    """TF32 and determinism, as the config has them, whatever was set before."""
+    tf32 = config.precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
+    if config.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(config.train.deterministic)
+    torch.backends.cudnn.benchmark = kind == "cuda" and not config.train.deterministic

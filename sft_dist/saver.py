@@ -1,0 +1,169 @@
+"""Saving in two parts: the step pays for a copy to host memory; writing, hashing and the commit run behind the training."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sft_dist import archive, checkpoint
+from sft_dist.checkpoint import About
+from sft_dist.config import Save
+from sft_dist.engine import Engine
+from sft_dist.errors import MachineError, SftError
+from sft_dist.manifest import Entry
+from sft_dist.progress import Progress
+from sft_dist.rundir import RunDir, step_name
+
+
+class Work:
+    """A function on a thread of its own, and what came of it. The thread does not keep the process alive: a disk may be stuck."""
+
+    def __init__(self, act: Callable[[], dict[str, Entry]]) -> None:
+        self.files: dict[str, Entry] = {}
+        self.error: OSError | None = None
+        self.thread = threading.Thread(target=self._run, args=(act,), name="checkpoint writer", daemon=True)
+        self.thread.start()
+
+    def _run(self, act: Callable[[], dict[str, Entry]]) -> None:
+        try:
+            self.files = act()
+        except OSError as error:
+            self.error = error
+        except BaseException as error:  # a bug must reach the screen too, not die with the thread
+            self.error = OSError(f"{type(error).__name__}: {error}")
+
+    @property
+    def over(self) -> bool:
+        return not self.thread.is_alive()
+
+
+@dataclass
+class Flight:
+    """A save on its way: first every rank's files are written, then rank 0 commits."""
+
+    progress: Progress
+    aside: Path
+    work: Work
+    started: float
+    committing: bool = False
+
+
+class Saver:
+    """The saves of a run, one at a time. All ranks must make the same calls; what goes wrong on one is raised on all."""
+
+    def __init__(self, run: RunDir, engine: Engine, settings: Save, about: About, landed: Callable[[Progress], None]) -> None:
+        """landed: called on rank 0 with the progress that a committed checkpoint holds."""
+        self.run, self.engine, self.settings, self.about, self.landed = run, engine, settings, about, landed
+        self.buffers: dict[tuple[str, str], Tensor] = {}
+        self.flight: Flight | None = None
+        self.warnings: list[str] = []
+
+    def save(self, progress: Progress) -> None:
+        """Begin a checkpoint of this step; without `save.background` also end it. The save before must have ended first."""
+        self.finish()
+        self.engine.even_out_statistics()
+        try:
+            aside = self.engine.on_main(lambda: self._begin(progress))
+        except MachineError as error:
+            self._fail(error.problems)
+            return
+        parts = self._snapshot()
+        self.flight = Flight(progress, aside, Work(lambda: self._write(aside, parts)), time.monotonic())
+        if not self.settings.background:
+            self.finish()
+
+    def poll(self) -> None:
+        """Look after the save in flight, without waiting for it; one message among the ranks if there is one, none otherwise."""
+        while self.flight:
+            [over] = self.engine.sum([float(self.flight.work.over)])
+            if over < self.engine.world:
+                return
+            self._go_on(self.flight, [])
+
+    def finish(self, final: bool = False) -> None:
+        """Wait for the save in flight, `save.limit_s` seconds at most. final: its failure ends the run even with `on_error: continue`."""
+        while self.flight:
+            flight = self.flight
+            flight.work.thread.join(max(0.0, flight.started + self.settings.limit_s - time.monotonic()))
+            late = [] if flight.work.over else [self._too_late(flight)]
+            self._go_on(flight, late, final)
+
+    @contextmanager
+    def landing(self) -> Iterator[None]:
+        """What all ranks raise together leaves time for the save in flight; after the loss of a rank it is given up."""
+        try:
+            yield
+        except SftError as error:
+            if error.everywhere:
+                self.finish(final=True)
+            raise
+
+    def _go_on(self, flight: Flight, late: list[str], final: bool = False) -> None:
+        """From written to committing, and from committing to landed; or to the failure that any rank met."""
+        work = flight.work
+        own = late or ([checkpoint.cannot_save(self.run, self._bytes(), work.error)] if work.error else [])
+        where = f"rank {self.engine.rank}: " if self.engine.world > 1 else ""
+        told = self.engine.agree([json.dumps([[where + problem for problem in own], work.files if not late else {}])])
+        problems = [problem for line in told for problem in json.loads(line)[0]]
+        if problems:
+            self.flight = None
+            self._fail(problems, final)
+        elif flight.committing:
+            self.flight = None
+        else:
+            files = {name: Entry(*entry) for line in told for name, entry in json.loads(line)[1].items()}
+            flight.committing = True
+            flight.work = Work(lambda: self._commit(flight, files))
+
+    def _begin(self, progress: Progress) -> Path:
+        try:
+            return checkpoint.begin(self.run, progress.step)
+        except OSError as error:
+            raise MachineError(checkpoint.cannot_save(self.run, self._bytes(), error)) from error
+
+    def _commit(self, flight: Flight, files: dict[str, Entry]) -> dict[str, Entry]:
+        if self.engine.is_main:
+            checkpoint.commit(self.run, flight.aside, files, flight.progress, self.about, self.settings.keep)
+            self.landed(flight.progress)
+        return {}
+
+    @torch.no_grad()
+    def _snapshot(self) -> dict[str, dict[str, Tensor]]:
+        """This rank's tensors in host memory. The copies' memory is kept for the next save: fresh memory costs as much again."""
+        parts: dict[str, dict[str, Tensor]] = {}
+        pinned = self.engine.device.type == "cuda"
+        for part, name, tensor in self.engine.take():
+            copy = self.buffers.get((part, name))
+            if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
+                copy = self.buffers[part, name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+            copy.copy_(tensor, non_blocking=True)
+            parts.setdefault(part, {})[name] = copy
+        if pinned:
+            torch.cuda.synchronize(self.engine.device)
+        return parts
+
+    def _write(self, aside: Path, parts: dict[str, dict[str, Tensor]]) -> dict[str, Entry]:
+        names = {checkpoint.file_name(part, self.engine.rank): tensors for part, tensors in parts.items()}
+        return {name: archive.write(aside / name, tensors) for name, tensors in names.items()}
+
+    def _bytes(self) -> int:
+        return sum(copy.nbytes for copy in self.buffers.values())
+
+    def _too_late(self, flight: Flight) -> str:
+        return (
+            f"the checkpoint of {step_name(flight.progress.step)} has not reached the disk of {self.run.checkpoints} in "
+            f"save.limit_s = {self.settings.limit_s} seconds; the file system is stuck or too slow"
+        )
+
+    def _fail(self, problems: Sequence[str], final: bool = False) -> None:
+        if self.engine.is_main:
+            checkpoint.clear_unfinished(self.run)
+        if self.settings.on_error == "stop" or final:
+            raise MachineError(problems, everywhere=True)
+        self.warnings += [f"training goes on without this checkpoint (save.on_error = continue): {problem}" for problem in problems]
