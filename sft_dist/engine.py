@@ -21,7 +21,7 @@ from sft_dist import machine
 from sft_dist.config import Config
 from sft_dist.errors import InfrastructureError, MachineError, SftError
 from sft_dist.plan import World, processors, timeout_s
-from sft_dist.sharding import STRATEGIES, Held, Piece, Tensors
+from sft_dist.sharding import STRATEGIES, Piece, Tensors, shares
 from sft_dist.tally import Evidence
 
 Result = TypeVar("Result")
@@ -77,10 +77,9 @@ class Engine:
         if self.precision == "bf16":
             _autocast(module, self.device.type)
         self.learning_norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.training]
-        whole = Held(*(sum(p.numel() for p in parts) for parts in (_learning(module), module.parameters())))
-        rows = sum(p.numel() // len(p) for p in module.parameters() if p.ndim)
+        asked = shares.of_whole(module)
         self.prepared = self.strategy.prepare(self.accelerator, self.place, module, make_optimizer, self.config)
-        self.shares = _check_shares(self.strategy.held(self.prepared), whole, rows, self.config, self.world)
+        self.shares = shares.check(self.strategy.held(self.prepared), asked, self.config, self.world)
 
     @property
     def module(self) -> nn.Module:
@@ -236,33 +235,7 @@ def _compare(names: Sequence[str], came: Sequence[object], wanted: Sequence[obje
         raise MachineError(["the libraries set up something else than this run needs", *told])
 
 
-def _learning(module: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in module.parameters() if parameter.requires_grad]
-
-
 def _autocast(module: nn.Module, kind: str) -> None:
     """bf16: products in bfloat16, weights and outputs in float32; inside the model, so that every wrapper of it computes alike."""
     module.forward = torch.autocast(kind, torch.bfloat16)(module.forward)
     module.register_forward_hook(lambda *passed: passed[-1].float())
-
-
-def _check_shares(held: Held, whole: Held, granularity: int, config: Config, world: int) -> str:
-    """Whether this rank holds about the share that the strategy promises; in words. Raises MachineError if it holds more.
-
-    granularity: elements by which a share may miss its even part. fsdp splits by rows, so by a row of each tensor; DeepSpeed
-    pads its partitions by less than that.
-    """
-    ranks = config.shard.hybrid or world
-    strategy = config.shard.strategy
-    expected = Held(
-        whole.masters // (1 if strategy == "ddp" else ranks), whole.parameters // (ranks if strategy in ("zero3", "fsdp") else 1)
-    )
-    if held.masters > expected.masters + granularity or held.parameters > expected.parameters + granularity:
-        raise MachineError(
-            f"shard.strategy = {strategy} should leave each of {ranks} ranks {expected.masters:,} elements of each optimizer moment and "
-            f"{expected.parameters:,} of the parameters, but this rank holds {held.masters:,} and {held.parameters:,}",
-        )
-    return (
-        f"rank 0 of {world} holds {held.masters:,} of {whole.masters:,} elements of each optimizer moment and "
-        f"{held.parameters:,} of {whole.parameters:,} of the parameters"
-    )

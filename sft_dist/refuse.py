@@ -29,7 +29,7 @@ def check(config: Config, world: World, env: Mapping[str, str], fresh: bool = Tr
 
     fresh: the model will be filled from `model.weights`; not so where a checkpoint has taken their place.
     """
-    wrong = [*_not_built(config), *_contradictions(config), *(_weights(config) if fresh else [])]
+    wrong = [*_not_built(config), *_contradictions(config), *_sharding(config, world), *(_weights(config) if fresh else [])]
     if config.batch.total < world.size:
         wrong.append(
             f"batch.total = {config.batch.total} is fewer than the {world.size} ranks: {world.size - config.batch.total} would have "
@@ -71,6 +71,28 @@ def _contradictions(config: Config) -> list[str]:
     return wrong
 
 
+def _sharding(config: Config, world: World) -> list[str]:
+    shard, wrong = config.shard, []
+    may_offload = {
+        "none": ("ddp", "zero1", "zero2", "zero3", "fsdp"),
+        "optimizer": ("zero1", "zero2", "zero3"),
+        "params": ("zero3", "fsdp"),
+    }
+    if shard.strategy not in (able := may_offload[shard.offload]):
+        wrong.append(f"shard.offload = {shard.offload!r} with shard.strategy = {shard.strategy!r}; it is for {', '.join(able)}")
+    if shard.offload != "none" and config.device == "cpu":
+        wrong.append(f"shard.offload = {shard.offload!r} moves from GPUs to host memory, but device = cpu; use shard.offload: none")
+    if shard.strategy != "fsdp" and not (shard.reshard_after_forward and shard.hybrid is None):
+        wrong.append(f"shard.reshard_after_forward and shard.hybrid are for fsdp, but shard.strategy = {shard.strategy!r}; leave them out")
+    if shard.hybrid and world.size % shard.hybrid:
+        wrong.append(f"shard.hybrid = {shard.hybrid} ranks per group do not divide {world.size} ranks; use a divisor of {world.size}")
+    if shard.strategy in ("zero3", "fsdp") and config.eval.where == "rank0":
+        wrong.append(
+            f"eval.where = 'rank0' with shard.strategy = {shard.strategy!r}: a forward pass needs every rank's part of the parameters; use all"
+        )
+    return wrong
+
+
 def _weights(config: Config) -> list[str]:
     weights = config.model.weights
     if weights.startswith("run:"):
@@ -106,9 +128,12 @@ def _environment(config: Config, env: Mapping[str, str]) -> list[str]:
     if (told := env.get("ACCELERATE_MIXED_PRECISION") or "no") not in ("no", asked):
         instead = ", or write precision: bf16" if told == "bf16" else ""
         wrong.append(f"ACCELERATE_MIXED_PRECISION = {told}, but precision = {config.precision}; unset it{instead}")
-    for variable, strategy in (("ACCELERATE_USE_DEEPSPEED", "zero1, zero2 or zero3"), ("ACCELERATE_USE_FSDP", "fsdp")):
-        if env.get(variable, "").lower() in ON and config.shard.strategy == "ddp":
-            wrong.append(f"{variable} = {env[variable]}, but shard.strategy = ddp; unset it, or write shard.strategy: {strategy}")
+    wrong += _deepspeed(config, env)
+    if env.get("ACCELERATE_USE_FSDP", "").lower() in ON and config.shard.strategy != "fsdp":
+        wrong.append(
+            f"ACCELERATE_USE_FSDP = {env['ACCELERATE_USE_FSDP']}, but shard.strategy = {config.shard.strategy}; unset it, or write "
+            "shard.strategy: fsdp"
+        )
     for variable, off in (
         ("ACCELERATE_DYNAMO_BACKEND", ("", "no")),
         ("ACCELERATE_USE_MEGATRON_LM", ("", "false", "0")),
@@ -123,6 +148,29 @@ def _environment(config: Config, env: Mapping[str, str]) -> list[str]:
     if env.get("ACCELERATE_USE_CPU", "").lower() in ON and config.device == "cuda":
         wrong.append(f"ACCELERATE_USE_CPU = {env['ACCELERATE_USE_CPU']}, but device = cuda; unset it, or write device: cpu")
     return wrong
+
+
+def _deepspeed(config: Config, env: Mapping[str, str]) -> list[str]:
+    """DeepSpeed's settings come from the config alone; variables that say otherwise would be passed over in silence."""
+    stage = config.shard.strategy.removeprefix("zero") if config.shard.strategy.startswith("zero") else ""
+    if env.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ON and not stage:
+        return [
+            f"ACCELERATE_USE_DEEPSPEED = {env['ACCELERATE_USE_DEEPSPEED']}, but shard.strategy = {config.shard.strategy}; unset it, or write "
+            "shard.strategy: zero1, zero2 or zero3"
+        ]
+    offload = config.shard.offload
+    ours = {
+        "ACCELERATE_DEEPSPEED_ZERO_STAGE": ("shard.strategy", config.shard.strategy, (stage,)),
+        "ACCELERATE_DEEPSPEED_CONFIG_FILE": ("all settings of DeepSpeed", "made from this config", ("none",)),
+        "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": ("shard.offload", offload, ("none" if offload == "none" else "cpu",)),
+        "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": ("shard.offload", offload, ("cpu" if offload == "params" else "none",)),
+        "ACCELERATE_GRADIENT_CLIPPING": ("train.clip", config.train.clip, (str(config.train.clip), str(config.train.clip or "auto"))),
+    }
+    return [
+        f"{variable} = {env[variable]}, but {key} = {value}; unset it"
+        for variable, (key, value, fits) in ours.items()
+        if stage and env.get(variable) and env[variable] not in fits
+    ]
 
 
 def _processor(config: Config) -> list[str]:

@@ -74,6 +74,7 @@ def _after(parts: Parts, step: StepResult, progress: Progress) -> tuple[Progress
     progress = progress.after_step(step.sums)
     average.update(parts.engine, parts.config.ema, progress.step)
     parts.saver.poll()
+    say(parts.console, *parts.saver.warned())
     if parts.tracker:
         parts.tracker.step(step, parts.engine.peak_gib())
     before, asked = progress, step.stop_asked

@@ -104,6 +104,11 @@ class Saver:
                 self.finish(final=True)
             raise
 
+    def warned(self) -> list[str]:
+        """What went wrong and did not stop the run, since this was last asked."""
+        warnings, self.warnings = self.warnings, []
+        return warnings
+
     def _go_on(self, flight: Flight, late: list[str], final: bool = False) -> None:
         """From written to committing, and from committing to landed; or to the failure that any rank met."""
         work = flight.work

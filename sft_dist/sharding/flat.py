@@ -23,7 +23,7 @@ class Fragment(NamedTuple):
         """The fragment's part of a tensor laid out like the flat partition."""
         return flat_like.narrow(0, self.start, self.numel)
 
-    def ofwhole(self, whole: Tensor) -> Tensor:
+    def of_whole(self, whole: Tensor) -> Tensor:
         """The fragment's part of the whole parameter, or of a moment of it."""
         return whole.reshape(-1).narrow(0, self.parameter_start, self.numel)
 
@@ -65,7 +65,7 @@ def whole(flat: Tensor, fragment: Fragment | None, parameter: nn.Parameter) -> T
     shape = getattr(parameter, "ds_shape", parameter.shape)
     whole = torch.zeros(shape, dtype=flat.dtype, device=flat.device)
     if fragment:
-        fragment.ofwhole(whole).copy_(fragment.of(flat))
+        fragment.of_whole(whole).copy_(fragment.of(flat))
     dist.all_reduce(whole)
     return whole
 
@@ -80,5 +80,5 @@ def _groups(prepared: Prepared) -> Sequence[Sequence[Any]]:
 def stage(prepared: Prepared) -> int:
     """1, 2 or 3."""
     engine: Any = prepared.wrapped
-    stage: int = engine.zero_optimizationstage()
-    return stage
+    number: int = engine.zero_optimization_stage()
+    return number
