@@ -102,7 +102,7 @@ def wait_for_step(run: Path, step: int, limit_s: float = 120) -> None:
 
 def _die(job: Job) -> None:
     """Put a SIGKILL at a named point of the save of a step: a fault in the process, not in what is tested."""
-    from sft_dist import checkpoint
+    from sft_dist import archive, checkpoint
 
     def deadly(function: Any, before: bool, relevant: Any) -> Any:
         def wrapped(*arguments: Any) -> Any:
@@ -116,7 +116,15 @@ def _die(job: Job) -> None:
         return wrapped
 
     def this_step(*arguments: Any) -> bool:
-        return any(str(job.die_step).zfill(8) in str(argument) or argument == job.die_step for argument in arguments)
+        names = [str(argument) for argument in arguments if isinstance(argument, Path)]
+        return any(f"step-{job.die_step:08d}" in name for name in names) or any(
+            argument == job.die_step for argument in arguments if isinstance(argument, int)
+        )
+
+    def cut_in_half(path: Path, tensors: Any) -> Any:
+        entry = write(path, tensors)
+        os.truncate(path, entry.bytes // 2)
+        return entry
 
     match job.die_at:
         case "before manifest":
@@ -130,7 +138,8 @@ def _die(job: Job) -> None:
         case "asked in evaluation":
             _ask_before_evaluation_of(job.die_step)
         case "half a file":
-            checkpoint._write = deadly(checkpoint._write, False, this_step)
+            write = archive.write
+            archive.write = deadly(cut_in_half, False, this_step)
 
 
 def _ask_before_evaluation_of(step: int) -> None:

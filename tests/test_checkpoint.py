@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from given import a_config
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from sft_dist import checkpoint, manifest, optim, rundir
+from sft_dist import archive, checkpoint, manifest, optim, rundir
 from sft_dist.checkpoint import About
 from sft_dist.config import Config
 from sft_dist.engine import Engine
@@ -24,6 +24,8 @@ from sft_dist.errors import ConfigError, MachineError
 from sft_dist.plan import World
 from sft_dist.progress import Progress
 from sft_dist.rundir import RunDir
+from sft_dist.saver import Saver
+from sft_dist.sharding import Tensors
 
 ABOUT = About(("cat", "dog", "eel"), "0123456789abcdef")
 
@@ -73,15 +75,14 @@ def train(engine: Engine, first: int, last: int) -> Engine:
     """Updates `first` to `last`, each on images of its own."""
     for step in range(first, last + 1):
         images = torch.randn(4, 3, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
-        engine.optimizer.zero_grad()
-        nn.functional.cross_entropy(engine.wrapped(images), torch.tensor([0, 1, 2, 0])).backward()
-        engine.optimizer.step()
+        with engine.backward_pass(last=True) as backward:
+            backward(nn.functional.cross_entropy(engine.wrapped(images), torch.tensor([0, 1, 2, 0])))
+        engine.update()
     return engine
 
 
 def everything(engine: Engine) -> dict[str, Tensor]:
-    tensors = engine.take()
-    return {name: tensor.clone() for part in tensors for name, tensor in part.items()}
+    return {piece.name: piece.tensor.clone() for piece in engine.take()}
 
 
 def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -94,6 +95,12 @@ def progress_at(step: int, best: int | None = None) -> Progress:
     )
 
 
+def save(run: RunDir, engine: Engine, progress: Progress, keep: int) -> None:
+    saver = Saver(run, engine, a_config(save__keep=keep).save, ABOUT, lambda landed: None)
+    saver.save(progress)
+    saver.finish()
+
+
 def saved(run: RunDir, engine: Engine, *steps: int, best: int | None = None, keep: int = 9) -> None:
     """Train to each of the steps and save there; the optimizer starts anew."""
     fresh(engine)
@@ -101,7 +108,7 @@ def saved(run: RunDir, engine: Engine, *steps: int, best: int | None = None, kee
     for step in steps:
         train(engine, done + 1, step)
         done = step
-        checkpoint.save(run, engine, progress_at(step, best if best and best <= step else None), ABOUT, keep)
+        save(run, engine, progress_at(step, best if best and best <= step else None), keep)
 
 
 def names(run: RunDir) -> list[str]:
@@ -115,7 +122,7 @@ def folder(run: RunDir, step: int) -> Path:
 @pytest.mark.parametrize("kind", ["adamw", "sgd"])
 def test_a_restored_run_goes_on_to_the_same_bits(run: RunDir, one_process: Engine, kind: str) -> None:
     engine = train(fresh(one_process, kind), 1, 3)
-    checkpoint.save(run, engine, progress_at(3, best=3), ABOUT, keep=1)
+    save(run, engine, progress_at(3, best=3), keep=1)
     at_save = everything(engine)
     uninterrupted = everything(train(engine, 4, 6))
     restored = fresh(engine, kind)
@@ -154,7 +161,7 @@ def test_a_checkpoint_is_four_files_without_pickle(run: RunDir, engine: Engine) 
 def test_the_newest_and_the_best_stay(run: RunDir, engine: Engine) -> None:
     saved(run, engine, 1, 2, 3, 4, 5, best=2, keep=2)
     assert names(run) == ["best", "latest", "step-00000002", "step-00000004", "step-00000005"]
-    checkpoint.save(run, engine, progress_at(6, best=6), ABOUT, keep=2)
+    save(run, engine, progress_at(6, best=6), keep=2)
     assert names(run) == ["best", "latest", "step-00000005", "step-00000006"]
 
 
@@ -253,7 +260,7 @@ def test_what_is_half_written_or_half_deleted_is_cleared(run: RunDir, engine: En
 def test_a_step_can_be_saved_again(run: RunDir, engine: Engine) -> None:
     saved(run, engine, 1, 2)
     train(engine, 3, 3)
-    checkpoint.save(run, engine, progress_at(2, best=2), ABOUT, keep=2)
+    save(run, engine, progress_at(2, best=2), keep=2)
     wanted = everything(engine)
     assert checkpoint.restore(run, fresh(engine), ABOUT, folder(run, 2)) == progress_at(2, best=2)
     assert equal(everything(engine), wanted)
@@ -271,25 +278,28 @@ class PowerCut:
 
     def __init__(self) -> None:
         self.left: int | None = None
+        self.struck = False
         sys.addaudithook(self.look)
 
     def look(self, event: str, arguments: tuple[object, ...]) -> None:
         writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
         if self.left is not None and (event in self.CHANGES or writes):
             if not self.left:
+                self.struck = True  # from here on nothing changes the disk any more, on whatever thread
                 raise Killed
             self.left -= 1
 
     def strikes(self, after: int, act: Callable[[], object]) -> bool:
         """Whether `act` was cut off after this many changes."""
-        self.left = after
+        self.left, self.struck = after, False
         try:
             act()
-        except Killed:
-            return True
+        except (Killed, MachineError):  # a death on the thread of the writer is told by the other one
+            if not self.struck:
+                raise
         finally:
             self.left = None
-        return False
+        return self.struck
 
 
 @pytest.fixture(scope="module")
@@ -311,7 +321,7 @@ def test_a_death_before_any_change_to_the_disk_leaves_a_whole_checkpoint(
         run = RunDir(tmp_path / f"{again}-{changes}")
         shutil.copytree(before.path, run.path)
         engine.put(_split(new))
-        cut_off = power.strikes(changes, lambda run=run: checkpoint.save(run, engine, progress_at(step, best=1), ABOUT, keep=1))
+        cut_off = power.strikes(changes, lambda run=run: save(run, engine, progress_at(step, best=1), keep=1))
         if changes % 2:  # the next start dies as well
             power.strikes(changes % 7, lambda run=run: checkpoint.newest(run))
         found, _ = checkpoint.newest(run)
@@ -328,9 +338,9 @@ def test_a_death_before_any_change_to_the_disk_leaves_a_whole_checkpoint(
     assert outcomes.count("new") >= 5
 
 
-def _split(tensors: dict[str, Tensor]) -> checkpoint.Tensors:
+def _split(tensors: dict[str, Tensor]) -> Tensors:
     model, optimizer = ({n: t for n, t in tensors.items() if ("/" in n) is moments} for moments in (False, True))
-    return checkpoint.Tensors(model, optimizer)
+    return Tensors(model, optimizer)
 
 
 @pytest.fixture
@@ -357,10 +367,10 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_says_how_much_is_missing(sm
     train(engine, 2, 2)
     told = rf"^cannot save a checkpoint in {run.checkpoints}: no space is left \(0.\d MiB needed, 0.\d MiB free\); step-00000001 is intact\. Make room"
     with pytest.raises(MachineError, match=told):
-        checkpoint.save(run, engine, progress_at(2), ABOUT, keep=1)
+        save(run, engine, progress_at(2), keep=1)
     assert (names(run), manifest.verify(folder(run, 1))) == (["latest", "step-00000001"], [])
     filler.unlink()
-    checkpoint.save(run, engine, progress_at(2), ABOUT, keep=1)
+    save(run, engine, progress_at(2), keep=1)
     assert (names(run), checkpoint.newest(run)) == (["latest", "step-00000002"], (folder(run, 2), []))
 
 
@@ -369,7 +379,6 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_says_how_much_is_missing(sm
     [
         (OSError(errno.ENOSPC, "No space left on device"), "no space is left"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "no space is left"),
-        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), "no space is left"),
         (PermissionError(errno.EACCES, "Permission denied"), r"\[Errno 13\] Permission denied"),
     ],
 )
@@ -379,9 +388,9 @@ def test_a_write_that_fails_is_the_machines_fault(
     def fails(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(checkpoint, "save_file", fails)
+    monkeypatch.setattr(archive, "write", fails)
     with pytest.raises(MachineError, match=rf"{why} \(0.0 MiB needed, \d+.\d MiB free\); there is no earlier checkpoint\. Make room"):
-        checkpoint.save(run, engine, progress_at(1), ABOUT, keep=1)
+        save(run, engine, progress_at(1), keep=1)
     assert names(run) == []
 
 

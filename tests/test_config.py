@@ -106,7 +106,7 @@ def test_the_defaults_are_those_that_others_script_against() -> None:
         "precision": "fp32",
         "device": "auto",
         "track.wandb": "disabled",
-        "save.background": False,
+        "save.background": True,
         "data.bad": "stop",
     }
 

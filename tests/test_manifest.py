@@ -7,6 +7,11 @@ from pathlib import Path
 import pytest
 
 from sft_dist import manifest
+from sft_dist.manifest import Entry
+
+
+def entries(folder: Path) -> dict[str, Entry]:
+    return {path.name: manifest.entry(path) for path in folder.iterdir() if path.name != "MANIFEST.json"}
 
 
 @pytest.fixture
@@ -16,7 +21,7 @@ def folder(tmp_path: Path) -> Path:
     (made / "model.safetensors").write_bytes(bytes(range(256)) * 40)
     (made / "state.json").write_text('{"step": 400}')
     (made / "empty").touch()
-    manifest.write(made, 400)
+    manifest.write(made, 400, entries(made))
     return made
 
 
@@ -30,10 +35,23 @@ def test_the_manifest_has_the_form_that_others_read(folder: Path) -> None:
     assert content["files"]["empty"] == {"bytes": 0, "sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"}
 
 
-def test_writing_it_again_does_not_list_the_manifest_itself(folder: Path) -> None:
+def test_writing_it_again_in_another_order_gives_the_same_bytes(folder: Path) -> None:
     first = (folder / "MANIFEST.json").read_bytes()
-    manifest.write(folder, 400)
+    manifest.write(folder, 400, dict(reversed(entries(folder).items())))
     assert (folder / "MANIFEST.json").read_bytes() == first
+
+
+def test_an_entry_is_the_size_and_the_hash_of_a_file(folder: Path) -> None:
+    (folder / "abc").write_text("abc")
+    assert manifest.entry(folder / "abc") == (3, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad")
+
+
+def test_what_was_meant_is_listed_and_not_what_lies_there(folder: Path) -> None:
+    meant = entries(folder)
+    flip(folder / "model.safetensors", 5)
+    manifest.write(folder, 400, meant)
+    [problem] = manifest.verify(folder)
+    assert "model.safetensors has sha256" in problem
 
 
 def flip(path: Path, at: int) -> None:

@@ -64,8 +64,6 @@ def test_the_values_that_are_not_built_yet_are_these() -> None:
         "task": ("detect", "segment", "text"),
         "data.name": ("voc", "coco", "masks", "csv"),
         "data.bad": ("skip",),
-        "save.background": (True,),
-        "shard.strategy": ("zero1", "zero2", "zero3", "fsdp"),
         "precision": ("fp16",),
         "track.wandb": ("online", "offline"),
     }

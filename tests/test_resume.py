@@ -106,7 +106,7 @@ def test_a_restore_that_forgets_the_moments_is_caught(folder):
     moments = load_file(checkpoint / "optim.safetensors")
     save_file({name: value * (0 if "exp_avg" in name else 1) for name, value in moments.items()}, checkpoint / "optim.safetensors")
     (checkpoint / manifest.NAME).unlink()
-    manifest.write(checkpoint, int(checkpoint.name[5:]))
+    manifest.write(checkpoint, int(checkpoint.name[5:]), {path.name: manifest.entry(path) for path in checkpoint.iterdir()})
     assert run_ranks(1, [job(folder, "forgetful")], folder / "forgetful-b") == [0]
     assert largest_difference(rows(folder / "runs" / "whole"), rows(run)) > 1e-6
 

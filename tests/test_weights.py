@@ -185,14 +185,16 @@ def test_weights_that_torchvision_does_not_have_are_refused_with_those_it_has() 
         build("IMAGENET1K_V2")
 
 
-def a_run(folder: Path, classes: tuple[str, ...] = CLASSES, **pointers: int) -> Path:
-    """A run's folder with a checkpoint for each pointer, drawn from its seed."""
+def a_run(folder: Path, classes: tuple[str, ...] = CLASSES, moments: dict[str, Tensor] | None = None, **pointers: int) -> Path:
+    """A run's folder with a checkpoint for each pointer, drawn from its seed, and the same moments in all."""
     for pointer, seed in pointers.items():
         checkpoint = folder / "checkpoints" / f"step-{seed:08d}"
         checkpoint.mkdir(parents=True)
         save_file(state_of(classes=len(classes), seed=seed), checkpoint / "model.safetensors")
         (checkpoint / "state.json").write_text(json.dumps({"classes": classes}))
-        manifest.write(checkpoint, seed)
+        if moments:
+            save_file(moments, checkpoint / "optim.safetensors")
+        manifest.write(checkpoint, seed, {path.name: manifest.entry(path) for path in checkpoint.iterdir()})
         (folder / "checkpoints" / pointer).write_text(f"{checkpoint.name}\n")
     return folder
 
@@ -201,6 +203,15 @@ def test_of_a_run_the_best_checkpoint_counts_and_else_the_latest(tmp_path: Path)
     both, one = a_run(tmp_path / "both", best=1, latest=2), a_run(tmp_path / "one", latest=2)
     assert same_but_the_head(build(f"run:{both}")[0], state_of(classes=3, seed=1))
     assert same_but_the_head(build(f"run:{one}")[0], state_of(classes=3, seed=2))
+
+
+def test_of_a_run_with_a_moving_average_the_average_counts(tmp_path: Path) -> None:
+    name = "features.0.0.weight"
+    average = torch.full_like(state_of()[name], 0.25)
+    run = a_run(tmp_path, moments={f"{name}/ema": average, f"{name}/exp_avg": torch.zeros_like(average)}, best=1)
+    built, _ = build(f"run:{run}")
+    assert torch.equal(built[name], average)
+    assert same_but_the_head(built, {n: t for n, t in state_of(classes=3, seed=1).items() if n != name})
 
 
 @pytest.mark.parametrize(
