@@ -81,10 +81,11 @@ class Saver:
     def poll(self) -> None:
         """Look after the save in flight, without waiting for it; one message among the ranks if there is one, none otherwise."""
         while self.flight:
-            [over] = self.engine.sum([float(self.flight.work.over)])
-            if over < self.engine.world:
+            over, late = self.flight.work.over, time.monotonic() > self.flight.started + self.settings.limit_s
+            ranks_over, ranks_late = self.engine.sum([float(over), float(late)])
+            if ranks_over < self.engine.world and not ranks_late:
                 return
-            self._go_on(self.flight, [])
+            self._go_on(self.flight, [] if over else [self._too_late(self.flight)])
 
     def finish(self, final: bool = False) -> None:
         """Wait for the save in flight, `save.limit_s` seconds at most. final: its failure ends the run even with `on_error: continue`."""
