@@ -12,6 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def prepare(engine: Engine, config: Config) -> None:
     engine.update()
 
 
-def timed(act) -> float:  # noqa: ANN001
+def timed(act: Callable[[], object]) -> float:
     gc.collect()
     before = time.perf_counter()
     act()

@@ -25,7 +25,7 @@ def runs(tmp_path_factory, real_data, real_weights):
         config = json.loads(path.read_text())
         config |= {"optim": {"name": "adamw", "lr": 0.001, "weight_decay": 0.01}, "ema": {"decay": 0.9}}
         config["save"] = {"every": "5 steps", "keep": 9}
-        config["data"] |= {"size": 32, "per_class": 20}
+        config["data"]["size"] = 32
         config["train"]["seed"] = 3
         path.write_text(json.dumps(config))
         configs[name] = str(path)

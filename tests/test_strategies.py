@@ -32,7 +32,7 @@ def curves(tmp_path_factory, real_data, real_weights):
             )
             config = json.loads(path.read_text())
             config |= {"optim": settings, "shard": {"strategy": "fsdp", "hybrid": 2} if strategy == "hybrid" else {"strategy": strategy}}
-            config["data"] |= {"size": 32, "per_class": 20}
+            config["data"]["size"] = 32
             config["train"]["seed"] = seed
             config["eval"]["every"] = "20 steps"
             path.write_text(json.dumps(config))
