@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +34,23 @@ AVERAGE = "ema"  # the name of the moving average among a parameter's moments
 def write(path: Path, tensors: Mapping[str, Tensor]) -> Entry:
     """Write host tensors as one safetensors file and force it to the disk; its size and hash, of what was meant to be written.
 
+    The mapping may read a file at each look-up: one tensor at a time is held.
     Every large call (hash, write) gives up Python's lock, so that training goes on beside it; safetensors' own `save_file`
     copies everything under the lock first.
     """
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # keeps every tensor aligned
     header, offset = {}, 0
     for name in order:
-        end = offset + tensors[name].nbytes
-        header[name] = {"dtype": DTYPES[tensors[name].dtype], "shape": list(tensors[name].shape), "data_offsets": [offset, end]}
-        offset = end
+        tensor = tensors[name]
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, offset + tensor.nbytes]}
+        offset += tensor.nbytes
     text = json.dumps({"__metadata__": {"format": "pt"}, **header}, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     digest, written = hashlib.sha256(), 0
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)  # less the umask; the run's folder keeps others out
     try:
-        for piece in (memoryview(len(text).to_bytes(8, "little")), memoryview(text), *(_bytes(tensors[name]) for name in order)):
+        head = (memoryview(len(text).to_bytes(8, "little")), memoryview(text))
+        for piece in chain(head, (_bytes(tensors[name]) for name in order)):
             for start in range(0, len(piece), CHUNK):
                 chunk = piece[start : start + CHUNK]
                 digest.update(chunk)
@@ -91,6 +94,11 @@ class Averaged(Mapping[str, Tensor]):
     def __init__(self, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
         self.model, self.optimizer = model, optimizer
 
+    @property
+    def averaged(self) -> bool:
+        """Whether any of them is an average."""
+        return any(f"{name}/{AVERAGE}" in self.optimizer for name in self.model)
+
     def __getitem__(self, name: str) -> Tensor:
         average = f"{name}/{AVERAGE}"
         return self.optimizer[average] if average in self.optimizer else self.model[name]
@@ -104,10 +112,9 @@ class Averaged(Mapping[str, Tensor]):
 
 def shelves(checkpoint: Path) -> tuple[Shelf, Shelf]:
     """The `model` and the `optim` tensors of a verified checkpoint, from the files that its manifest lists."""
-    names = json.loads((checkpoint / manifest.NAME).read_text())["files"]
+    paths = manifest.listed(checkpoint)
     model, optimizer = (
-        Shelf([checkpoint / name for name in names if name.startswith(part) and name.endswith(".safetensors")])
-        for part in ("model", "optim")
+        Shelf([path for path in paths if path.name.startswith(part) and path.suffix == ".safetensors"]) for part in ("model", "optim")
     )
     return model, optimizer
 

@@ -10,13 +10,11 @@ from pathlib import Path
 from sft_dist import archive, manifest
 from sft_dist.engine import Engine
 from sft_dist.errors import ConfigError, MachineError
+from sft_dist.inventory import DAMAGED, UNFINISHED, steps
 from sft_dist.manifest import Entry
 from sft_dist.progress import Progress
 from sft_dist.rundir import STEP, RunDir, step_name, write_atomically
 from sft_dist.sharding import Tensors
-
-UNFINISHED = ".unfinished-"
-DAMAGED = "damaged-"
 
 
 @dataclass(frozen=True)
@@ -62,12 +60,15 @@ def commit(run: RunDir, aside: Path, files: Mapping[str, Entry], progress: Progr
 
 def cannot_save(run: RunDir, needed: int, error: OSError) -> str:
     """Why a checkpoint cannot be written, what it needs, and what is safe, for people."""
-    free = shutil.disk_usage(run.checkpoints).free
+    try:
+        free = f"{shutil.disk_usage(run.checkpoints).free / 2**20:.1f} MiB free"
+    except OSError:  # the folder itself is gone
+        free = "free space unknown"
     latest = run.pointed_to("latest")
     safe = f"{latest.name} is intact" if latest else "there is no earlier checkpoint"
     why = "no space is left" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
     return (
-        f"cannot save a checkpoint in {run.checkpoints}: {why} ({needed / 2**20:.1f} MiB needed, {free / 2**20:.1f} MiB free); {safe}. "
+        f"cannot save a checkpoint in {run.checkpoints}: {why} ({needed / 2**20:.1f} MiB needed, {free}); {safe}. "
         "Make room, or use a smaller save.keep, and start the same command again"
     )
 
@@ -93,7 +94,7 @@ def newest(run: RunDir) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint, and what is wrong with the newer ones that are not; those are renamed out of the way."""
     clear_unfinished(run)
     told: list[str] = []
-    for folder in reversed(_folders(run)):
+    for folder in reversed(steps(run)):
         problems = manifest.verify(folder)
         if not problems:
             latest = run.pointed_to("latest")
@@ -115,7 +116,7 @@ def named(run: RunDir, name: str) -> Path:
     """The checkpoint called `best`, `latest` or `step-<n>`, verified. Raises ConfigError if there is none, or it is damaged."""
     folder = run.pointed_to(name) if name in ("best", "latest") else run.checkpoints / name if STEP.fullmatch(name) else None
     if folder is None or not folder.is_dir():
-        have = ", ".join(path.name for path in _folders(run)) if run.checkpoints.is_dir() else ""
+        have = ", ".join(path.name for path in steps(run))
         raise ConfigError(f"{run.path} has no checkpoint {name!r}; it has {have or 'none'}")
     if problems := manifest.verify(folder):
         raise ConfigError([f"checkpoint {folder} is damaged", *problems])
@@ -134,8 +135,8 @@ def load_model(checkpoint: Path, engine: Engine) -> None:
 
 def point(run: RunDir, progress: Progress) -> None:
     """Make `latest` and `best` name the checkpoints of this progress, and no later ones."""
-    steps = {"latest": progress.step, "best": progress.best["step"] if progress.best else None}
-    for pointer, step in steps.items():
+    pointers = {"latest": progress.step, "best": progress.best["step"] if progress.best else None}
+    for pointer, step in pointers.items():
         if step and (run.checkpoints / step_name(step)).is_dir():
             write_atomically(run.checkpoints / pointer, step_name(step) + "\n")
         else:
@@ -165,13 +166,8 @@ def clear_unfinished(run: RunDir) -> None:
 def _delete_old(run: RunDir, keep: int) -> None:
     """Delete all but the newest `keep` and the best. A folder is renamed first, so that half of one never looks like a checkpoint."""
     best = run.pointed_to("best")
-    for folder in _folders(run)[:-keep]:
+    for folder in steps(run)[:-keep]:
         if folder != best:
             doomed = folder.with_name(f"{UNFINISHED}{folder.name}")
             folder.rename(doomed)
             shutil.rmtree(doomed, ignore_errors=True)
-
-
-def _folders(run: RunDir) -> list[Path]:
-    found = [path for path in run.checkpoints.iterdir() if STEP.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))

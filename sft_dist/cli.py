@@ -7,8 +7,9 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:  # `--help` must not build the config
     from sft_dist.config import Config
     from sft_dist.plan import World
 
+RUN = click.argument("run_folder", type=click.Path(path_type=Path), metavar="RUN")
 OVERRIDES = {"ignore_unknown_options": True, "allow_interspersed_args": True}
 
 
@@ -71,7 +73,7 @@ def plan_command(config: Path, overrides: tuple[str, ...], size: int | None, qui
 
 
 @cli.command("eval", context_settings=OVERRIDES)
-@click.argument("run_folder", type=click.Path(path_type=Path), metavar="RUN")
+@RUN
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED, metavar="[KEY=VALUE]...")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), default="val", show_default=True)
 @click.option("--checkpoint", default="best", show_default=True, help="best, latest, or a folder's name like step-00000400.")
@@ -88,6 +90,65 @@ def eval_command(run_folder: Path, overrides: tuple[str, ...], split: str, check
     scores = score(rundir.RunDir(run_folder), settings, world, split, checkpoint)
     if world.rank == 0:
         click.echo(rundir.to_json(scores), nl=False)
+
+
+@cli.group()
+def ckpt() -> None:
+    """See, verify, export and delete the checkpoints of a run."""
+
+
+@ckpt.command("ls")
+@RUN
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def ls_command(run_folder: Path, as_json: bool) -> None:
+    """Show the checkpoints of RUN, with their scores and sizes."""
+    from sft_dist import inventory
+
+    found = inventory.items(inventory.find(run_folder))
+    click.echo(json.dumps([asdict(item) for item in found], indent=1) if as_json else "\n".join(inventory.describe(found)))
+
+
+@ckpt.command("verify")
+@RUN
+@click.option("--checkpoint", help="Only this one: best, latest, or a folder's name like step-00000400.")
+def verify_command(run_folder: Path, checkpoint: str | None) -> None:
+    """Hash the checkpoints of RUN again; exit code 1 if one is not whole. Changes nothing."""
+    from sft_dist import inventory
+
+    found = inventory.verify(inventory.find(run_folder), checkpoint)
+    for name, problems in found.items():
+        click.echo("\n".join([f"{name}  damaged", *(f"  - {problem}" for problem in problems)]) if problems else f"{name}  whole")
+    sys.exit(int(any(found.values())))
+
+
+@ckpt.command("export")
+@RUN
+@click.option("--checkpoint", default="best", show_default=True, help="best, latest, or a folder's name like step-00000400.")
+@click.option("--to", type=click.Path(path_type=Path), help="Where to; by default RUN/export.")
+def export_command(run_folder: Path, checkpoint: str, to: Path | None) -> None:
+    """Write one file of weights, and all that is needed to use it with plain torchvision."""
+    from sft_dist import inventory
+
+    run = inventory.find(run_folder)
+
+    from sft_dist.export import export
+
+    click.echo("\n".join(export(run, checkpoint, to)))
+
+
+@ckpt.command("prune")
+@RUN
+@click.option("--keep", type=click.IntRange(1), help="The newest N stay.")
+@click.option("--every-nth", type=click.IntRange(1), metavar="STEPS", help="Those at a multiple of STEPS stay.")
+@click.option("--before", type=click.IntRange(1), metavar="STEP", help="Those from STEP on stay.")
+@click.option("--damaged", is_flag=True, help="What a resume set aside as damaged goes.")
+@click.option("--dry-run", is_flag=True, help="Only show what would go.")
+def prune_command(run_folder: Path, dry_run: bool, **rule: Any) -> None:
+    """Delete checkpoints of RUN by rule; never the best, the latest, or the newest whole one."""
+    from sft_dist import inventory
+
+    gone = inventory.prune(inventory.find(run_folder), inventory.Rule(**rule), dry_run)
+    click.echo("\n".join(inventory.describe_gone(gone, dry_run)))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 NAME = "MANIFEST.json"
 FORMAT = 1
+PLAIN = re.compile(r"\w[\w.-]*")  # no slash, no dots alone: a manifest names files in its own folder only
 
 
 class Entry(NamedTuple):
@@ -35,6 +36,8 @@ def entry(path: Path) -> Entry:
 
 def verify(folder: Path) -> list[str]:
     """What is wrong with the folder, a sentence each; empty if every file is there, with its size and its hash."""
+    if folder.is_symlink():
+        return [f"{folder} is a link; what it leads to is not opened"]
     try:
         content = json.loads((folder / NAME).read_text())
         files = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in content["files"].items()}
@@ -46,9 +49,18 @@ def verify(folder: Path) -> list[str]:
     return [problem for name, (size, digest) in files.items() if (problem := _problem(folder, name, size, digest))]
 
 
+def listed(folder: Path) -> list[Path]:
+    """The files that the manifest of a verified folder names. None of them lies elsewhere: ValueError, should it have changed since."""
+    paths = [folder / name for name in json.loads((folder / NAME).read_text())["files"]]
+    for path in paths:
+        if path.parent != folder or not PLAIN.fullmatch(path.name) or path.is_symlink():
+            raise ValueError(f"{folder / NAME} names {str(path)!r}, which is not a plain file in its folder")
+    return paths
+
+
 def _problem(folder: Path, name: str, size: int, digest: str) -> str | None:
     path = folder / name
-    if not re.fullmatch(r"[\w][\w.-]*", name):
+    if not PLAIN.fullmatch(name):
         return f"{folder / NAME} names {name!r}, which is not a plain file name"
     try:
         if path.is_symlink() or not path.is_file():

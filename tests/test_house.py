@@ -16,10 +16,10 @@ PACKAGE = ROOT / "sft_dist"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = (
-    "errors units config parse plan refuse schedule tally manifest rundir progress signals",
+    "errors units config parse plan refuse schedule tally manifest rundir inventory progress signals",
     "datasets transforms archive weights blocks models optim tasks loading",
     "machine sharding engine",
-    "average checkpoint saver evaluate loop track score run",
+    "average checkpoint saver export evaluate loop track score run",
     "cli train __main__",
 )
 ORDER = " ".join(FLOORS).split()
