@@ -182,6 +182,8 @@ class Run(Section):
     """Name of this run, and of its folder; by default the config file's name."""
     expect_world: Count | None = None
     """Refuse to run on any other number of processes. The environment variable SFT_EXPECT_WORLD does the same."""
+    shared: StrictBool = False
+    """Let others of this machine look into the run's folder, as far as the umask allows; by default only its owner can."""
 
 
 class Config(Section):

@@ -21,6 +21,7 @@ NOT_BUILT = {
 }
 
 WITHOUT_BATCH_NORM = ("vit", "convnext", "swin")  # beginnings of names; these normalise each sample by itself
+SECRET = re.compile(r"(?i)(?:^|_)(?:(?:api|access)?_?key|token|secret|password|passwd)$")
 ON = ("1", "true", "t", "yes", "y", "on")  # what Accelerate takes for true
 
 
@@ -29,7 +30,13 @@ def check(config: Config, world: World, env: Mapping[str, str], fresh: bool = Tr
 
     fresh: the model will be filled from `model.weights`; not so where a checkpoint has taken their place.
     """
-    wrong = [*_not_built(config), *_contradictions(config), *_sharding(config, world), *(_weights(config) if fresh else [])]
+    wrong = [
+        *_not_built(config),
+        *_contradictions(config),
+        *_secrets(config, env),
+        *_sharding(config, world),
+        *(_weights(config) if fresh else []),
+    ]
     if config.batch.total < world.size:
         wrong.append(
             f"batch.total = {config.batch.total} is fewer than the {world.size} ranks: {world.size - config.batch.total} would have "
@@ -109,6 +116,17 @@ def _weights(config: Config) -> list[str]:
             f"model.weights = {weights!r}; use DEFAULT, an enum name like IMAGENET1K_V2, a .safetensors or .pth file, run:<folder> or none"
         ]
     return []
+
+
+def _secrets(config: Config, env: Mapping[str, str]) -> list[str]:
+    """What sounds like a secret in the environment must not stand in the config, which is written into the run's folder."""
+    secrets = {name: value for name, value in env.items() if SECRET.search(name) and len(value) >= 8}
+    return [
+        f"{key} holds the value of the environment variable {name}; config.yaml would keep that; leave it out"
+        for key, written in flat(config).items()
+        for name, value in secrets.items()
+        if isinstance(written, str) and value in written
+    ]
 
 
 def _world(config: Config, world: World, env: Mapping[str, str]) -> list[str]:

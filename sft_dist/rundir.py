@@ -6,6 +6,7 @@ import json
 import os
 import re
 import socket
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,13 +93,16 @@ def _only_begun(run: RunDir) -> bool:
 
 
 def create(config: Config) -> RunDir:
-    """Make the folder, or find it again, and prove that it can be written. Only its owner may read it."""
+    """Make the folder, or find it again, and prove that it can be written. Only its owner may look into it, but for `run.shared`."""
     run = RunDir.of(config)
     try:
         run.path.parent.mkdir(parents=True, exist_ok=True)
         run.path.mkdir(mode=0o700, exist_ok=True)
         for folder in (run.checkpoints, run.predictions, run.path / "attempts"):
             folder.mkdir(exist_ok=True)
+        mode = stat.S_IMODE(run.predictions.stat().st_mode) if config.run.shared else 0o700  # the former was made by the umask
+        if stat.S_IMODE(run.path.stat().st_mode) != mode:
+            run.path.chmod(mode)
         probe = run.path / f".probe-{os.getpid()}"
         probe.touch()
         probe.unlink()

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,9 +25,11 @@ from sft_dist.progress import Progress as RunProgress
 from sft_dist.rundir import STEP, RunDir, step_name, write_atomically, write_json, writing
 from sft_dist.schedule import due
 from sft_dist.tally import Evidence
+from sft_dist.units import SECRET_IN_URL
 
 SECONDS_BETWEEN_LINES = 5.0
 NOT_ON_SCREEN = ("val/top5", "val/precision_macro", "val/recall_macro")
+SECRET_FLAG = re.compile(r"(?i)--?[\w.-]*(?:key|token|secret|password)[\w.-]*")
 PACKAGES = ("sft-dist", "torch", "torchvision", "accelerate", "safetensors", "pydantic", "numpy")
 
 
@@ -144,7 +147,7 @@ def environment(device: str) -> dict[str, Any]:
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "host": socket.gethostname(),
         "device": device,
-        "argv": [redact(argument) for argument in sys.argv],
+        "argv": redact(sys.argv),
         "launcher": "accelerate"
         if "ACCELERATE_MIXED_PRECISION" in os.environ
         else "torchrun"
@@ -154,9 +157,15 @@ def environment(device: str) -> dict[str, Any]:
     }
 
 
-def redact(argument: str) -> str:
-    """A command-line argument without the value of what sounds like a secret."""
-    return re.sub(r"(?is)^([^=]*(?:key|token|secret|password)[^=]*)=.+", r"\1=(redacted)", argument)
+def redact(arguments: Sequence[str]) -> list[str]:
+    """A command line without the values of what sounds like a secret: `key=value`, `--key value`, and what stands in a URL."""
+    flags = [bool(SECRET_FLAG.fullmatch(before)) and not argument.startswith("-") for before, argument in pairwise(["", *arguments])]
+    return ["(redacted)" if secret else _redact(argument) for secret, argument in zip(flags, arguments, strict=True)]
+
+
+def _redact(argument: str) -> str:
+    argument = re.sub(r"(?is)^([^=:]*(?:key|token|secret|password)[^=:]*)=.+", r"\1=(redacted)", argument)
+    return SECRET_IN_URL.sub(lambda found: f"{found[1] or ''}(redacted)", argument)
 
 
 def _version(package: str) -> str | None:

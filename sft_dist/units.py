@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+SECRET_IN_URL = re.compile(r"(?i)(?<=://)[^/\s@]+(?=@)|(?<=[?&;])([^=&\s]*(?:key|token|secret|password|signature)[^=&\s]*=)[^&\s]+")
+
 
 @dataclass(frozen=True)
 class Span:
@@ -105,9 +107,15 @@ def _printable(text: str) -> str:
     return text
 
 
+def _without_secret(text: str) -> str:
+    if SECRET_IN_URL.search(text):  # the text itself is not repeated: messages are logged
+        raise ValueError("a URL with a password or a token in it; config.yaml and env.json would keep that. Use the library's own login")
+    return text
+
+
 Length = Annotated[str, BeforeValidator(_span)]
 PositiveLength = Annotated[str, BeforeValidator(_positive_span)]
-Text = Annotated[str, AfterValidator(_printable)]
+Text = Annotated[str, AfterValidator(_printable), AfterValidator(_without_secret)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 Seed = Annotated[int, Field(ge=0, strict=True)]
 Number = Annotated[float, BeforeValidator(_not_boolean), Field(allow_inf_nan=False)]

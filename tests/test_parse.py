@@ -236,5 +236,5 @@ def test_any_config_survives_being_written_and_read(changes: dict[str, object]) 
 def test_flat_names_every_key_once_in_the_order_of_the_config() -> None:
     keys = list(parse.flat(a_config()))
     assert keys[:3] == ["task", "data.name", "data.root"]
-    assert keys[-3:] == ["run.dir", "run.name", "run.expect_world"]
+    assert keys[-3:] == ["run.name", "run.expect_world", "run.shared"]
     assert len(keys) == len(set(keys))

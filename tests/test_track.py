@@ -155,7 +155,7 @@ def test_scores_hold_what_is_known(tmp_path: Path) -> None:
     ],
 )
 def test_secrets_on_the_command_line_are_left_out(argument: str, wanted: str) -> None:
-    assert track.redact(argument) == wanted
+    assert track.redact([argument]) == [wanted]
 
 
 def test_the_environment_names_versions_and_no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
