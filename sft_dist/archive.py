@@ -34,7 +34,7 @@ AVERAGE = "ema"  # the name of the moving average among a parameter's moments
 def write(path: Path, tensors: Mapping[str, Tensor]) -> Entry:
     """Write host tensors as one safetensors file and force it to the disk; its size and hash, of what was meant to be written.
 
-    The mapping may read a file at each look-up: one tensor at a time is held.
+    The mapping may read a file at each look-up: at most two of its tensors are held at a time.
     Every large call (hash, write) gives up Python's lock, so that training goes on beside it; safetensors' own `save_file`
     copies everything under the lock first.
     """
