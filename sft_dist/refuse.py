@@ -181,7 +181,7 @@ def _deepspeed(config: Config, env: Mapping[str, str]) -> list[str]:
         "ACCELERATE_DEEPSPEED_ZERO_STAGE": ("shard.strategy", config.shard.strategy, (stage,)),
         "ACCELERATE_DEEPSPEED_CONFIG_FILE": ("all settings of DeepSpeed", "made from this config", ("none",)),
         "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": ("shard.offload", offload, ("none" if offload == "none" else "cpu",)),
-        "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": ("shard.offload", offload, ("cpu" if offload == "params" else "none",)),
+        "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": ("shard.offload", offload, ("none",)),
         "ACCELERATE_GRADIENT_CLIPPING": ("train.clip", config.train.clip, (str(config.train.clip), str(config.train.clip or "auto"))),
     }
     return [

@@ -12,10 +12,10 @@ TWO = World(0, 2, 0, 2)
 
 @pytest.mark.parametrize(("changes", "told"), [
     ({"shard__offload": "optimizer"}, "shard.offload = 'optimizer' with shard.strategy = 'ddp'; it is for zero1, zero2, zero3"),
-    ({"shard__strategy": "zero2", "shard__offload": "params"}, "shard.offload = 'params' with shard.strategy = 'zero2'; it is for zero3, fsdp"),
+    ({"shard__strategy": "zero2", "shard__offload": "params"}, "shard.offload = 'params' with shard.strategy = 'zero2'; it is for fsdp"),
     ({"shard__strategy": "fsdp", "shard__offload": "optimizer"}, "shard.offload = 'optimizer' with shard.strategy = 'fsdp'; it is for zero1, zero2, zero3"),
     (
-        {"shard__strategy": "zero3", "shard__offload": "params", "device": "cpu"},
+        {"shard__strategy": "fsdp", "shard__offload": "params", "device": "cpu"},
         "shard.offload = 'params' moves from GPUs to host memory, but device = cpu; use shard.offload: none",
     ),
     ({"shard__hybrid": 2}, "shard.reshard_after_forward and shard.hybrid are for fsdp, but shard.strategy = 'ddp'; leave them out"),

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 
 from sft_dist.config import Config
 from sft_dist.plan import World
@@ -30,8 +30,11 @@ def start(stage: int, config: Config, world: World, kind: str) -> Iterator[dict[
 def prepare(
     accelerator: Accelerator, world: World, module: nn.Module, make_optimizer: Callable[[nn.Module], Optimizer], config: Config
 ) -> Prepared:
+    optimizer = make_optimizer(module)
+    if config.shard.offload != "none" and isinstance(optimizer, AdamW):
+        optimizer = _host_adam(optimizer)
     with _switches(world, accelerator.device.type):
-        wrapped, _ = accelerator.prepare(module, make_optimizer(module))
+        wrapped, _ = accelerator.prepare(module, optimizer)
     return Prepared(accelerator, world, module, wrapped, wrapped.optimizer.optimizer, config.train.clip)
 
 
@@ -71,6 +74,9 @@ def take(prepared: Prepared) -> Iterator[Piece]:
     fragments = flat.fragments(prepared)
     for name, parameter, master in flat.learning(prepared):
         for moment, values in prepared.optimizer.state.get(master, {}).items():
+            values = torch.as_tensor(
+                values, dtype=None if isinstance(values, Tensor) else torch.float32
+            )  # DeepSpeed's CPU Adam counts in ints
             whole = values if values.ndim == 0 else flat.whole(values, fragments.get(id(parameter)), parameter)
             if owner[name] == rank:
                 yield Piece("optim", f"{name}/{moment}", whole)
@@ -109,6 +115,20 @@ def end() -> None:
     deepspeed.comm.comm.cdb = None
 
 
+def _host_adam(optimizer: AdamW) -> Optimizer:
+    """DeepSpeed's AdamW for host memory, vectorised, where its operator can be built; else torch's own."""
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+    from deepspeed.ops.op_builder import CPUAdamBuilder
+
+    if not CPUAdamBuilder().is_compatible(verbose=False):
+        return optimizer
+    given = optimizer.defaults
+    fast: Optimizer = DeepSpeedCPUAdam(
+        optimizer.param_groups, lr=given["lr"], betas=given["betas"], eps=given["eps"], weight_decay=0.0, adamw_mode=True
+    )
+    return fast
+
+
 @contextmanager
 def _switches(world: World, kind: str) -> Iterator[None]:
     """Accelerate takes up DeepSpeed only with these variables set, and with `cpu=True` it would ignore the plugin without a word."""
@@ -132,7 +152,7 @@ def _plugin(stage: int, config: Config) -> DeepSpeedPlugin:
         gradient_accumulation_steps=1,
         gradient_clipping=config.train.clip or 0.0,
         offload_optimizer_device="none" if config.shard.offload == "none" else "cpu",
-        offload_param_device="cpu" if config.shard.offload == "params" else "none",
+        offload_param_device="none",
         offload_optimizer_nvme_path="none",
         offload_param_nvme_path="none",
         zero3_init_flag=False,  # it would import transformers
@@ -175,7 +195,7 @@ def _put_moments(prepared: Prepared, moments: Mapping[str, Tensor]) -> None:
         for moment in kinds.get(name, []):
             whole = moments[f"{name}/{moment}"]
             if whole.ndim == 0:
-                state[master][moment] = whole.to(master.device)
+                state[master][moment] = whole.to(master.device) if isinstance(prepared.optimizer, AdamW) else int(whole)
                 continue
             if moment not in state[master]:
                 state[master][moment] = torch.zeros_like(master, requires_grad=False)
