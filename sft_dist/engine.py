@@ -214,11 +214,19 @@ class Engine:
 def translate(error: BaseException) -> BaseException:
     """An error that has its cause outside the run, as such; any other one unchanged."""
     text = str(error)
+    first, where = text.splitlines()[0] if text else type(error).__name__, getattr(error, "__notes__", [])
     network = r"[Cc]onnection (closed|reset|refused)|[Tt]imed out|[Tt]imeout|Broken pipe|NCCL error|remote process exited|Socket"
+    if isinstance(error, RuntimeError) and re.search(r"shared memory|Bus error", text):
+        return MachineError(
+            [f"shared memory (/dev/shm) is full: {first}; make it larger, or use fewer data.workers (0 needs none of it)", *where]
+        )
+    if isinstance(error, RuntimeError) and "DataLoader worker" in text:
+        return InfrastructureError([f"a data worker died: {first}; if memory is short, use fewer data.workers", *where])
     if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and re.search(network, text)):
-        return InfrastructureError(f"another rank was lost or did not answer: {text.splitlines()[0] if text else type(error).__name__}")
+        return InfrastructureError(f"another rank was lost or did not answer: {first}")
     if isinstance(error, torch.OutOfMemoryError):
-        return MachineError(f"out of GPU memory: {text.splitlines()[0]}; use a smaller batch.micro (the curve stays the same)")
+        smaller = "use a smaller batch.micro (more passes add up to a step, and the curve stays the same)"
+        return MachineError([f"out of GPU memory: {first}; {smaller}", *where])
     return error
 
 

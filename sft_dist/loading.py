@@ -1,7 +1,9 @@
 """From windows to batches: what is read, by which worker, with which random draws, and how it gets to the device."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,9 +12,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from sft_dist import signals
 from sft_dist.datasets import Split
+from sft_dist.errors import MachineError
 from sft_dist.plan import Plan
 from sft_dist.schedule import Pick, draw_seed, window
 from sft_dist.tasks import Sample, Task
+
+AHEAD = 2  # batches that each worker has ready, torch's default
 
 
 class Samples(Dataset[Sample]):
@@ -50,7 +55,8 @@ class Windows:
 
 
 def training_batches(task: Task, samples: Samples, plan: Plan, rank: int, start: int, workers: int, pin: bool) -> "DataLoader[Any]":
-    """Micro-batches for the steps after `start`, loaded ahead by `workers` processes."""
+    """Micro-batches for the steps after `start`, loaded ahead by `workers` processes. Raises MachineError if they cannot be passed on."""
+    _check_shared_memory(workers, plan.micro_batch * 3 * samples.size**2)
     return _loader(samples, Windows(plan, rank, start), task.collate, workers, pin)
 
 
@@ -79,6 +85,16 @@ def _loader(samples: Samples, batches: Any, collate: Callable[..., Any], workers
         worker_init_fn=_start_worker if workers else None,
         multiprocessing_context="fork" if workers else None,  # a split reads through closures, which no other way carries over
     )
+
+
+def _check_shared_memory(workers: int, batch_bytes: int) -> None:
+    """A worker that finds no room for a batch says so on the screen and drops it, and the rank waits for ever (torch 2.14.1)."""
+    place, needed = Path("/dev/shm"), workers * AHEAD * batch_bytes  # noqa: S108, it is where torch puts them
+    if needed and place.is_dir() and (free := shutil.disk_usage(place).free) < needed:
+        raise MachineError(
+            f"shared memory ({place}) has {free / 2**20:.1f} MiB free, but {workers} data workers pass on batches of {needed / 2**20:.1f} MiB; "
+            "make it larger (docker run --shm-size), or use fewer data.workers (0 needs none of it)"
+        )
 
 
 def _start_worker(_: int) -> None:

@@ -4,6 +4,7 @@ import itertools
 import math
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from sft_dist.errors import ConfigError, DivergedError
 from sft_dist.loading import to_device
 from sft_dist.models import train_mode
 from sft_dist.plan import Plan
-from sft_dist.schedule import draw_seed, lr_factor
+from sft_dist.schedule import draw_seed, lr_factor, window
 from sft_dist.signals import StopRequest
 from sft_dist.tasks import Batch, Task
 
@@ -48,8 +49,9 @@ def train(
             train_mode(engine.module)
         rate = config.optim.lr * lr_factor(done, plan)
         optim.set_lr(engine.optimizer, rate)
-        window = clock.timed(itertools.islice(micros, plan.passes_per_rank[engine.rank]))
-        sums, norm, stop_asked = train_step(task, window, engine, plan, done, request)
+        mine = clock.timed(itertools.islice(micros, plan.passes_per_rank[engine.rank]))
+        with _said_where(engine, plan, done):
+            sums, norm, stop_asked = train_step(task, mine, engine, plan, done, request)
         yield StepResult(done + 1, sums, norm, rate, *clock.lap(), stop_asked)
 
 
@@ -85,7 +87,7 @@ def train_step(
     if bad:
         raise ConfigError(engine.agree(problems), everywhere=True)
     result = {"samples": total, **dict(zip(sums, summed, strict=True))}
-    _check_finite(result["loss"], float(norm), engine, step, float(sums["loss"]))
+    _check_finite(result["loss"], float(norm), engine, plan, step, float(sums["loss"]))
     return result, float(norm), asked > 0
 
 
@@ -97,19 +99,36 @@ def _pass_idly(task: Task, batch: Batch, engine: Engine, last: bool) -> None:
     train_mode(engine.module)
 
 
-def _check_finite(loss: float, norm: float, engine: Engine, step: int, own_loss: float) -> None:
+def _check_finite(loss: float, norm: float, engine: Engine, plan: Plan, step: int, own_loss: float) -> None:
     if math.isfinite(loss) and math.isfinite(norm):
         return
-    rate = engine.optimizer.param_groups[0]["lr"]
-    own = [f"rank {engine.rank}: its share of the loss is {own_loss}"] if not math.isfinite(own_loss) else []
+    rate, clip = engine.optimizer.param_groups[0]["lr"], engine.config.train.clip or "null"
+    odd = f"rank {engine.rank}: its share of the loss is {own_loss}, over {_samples(engine, plan, step)}"
+    own = [] if math.isfinite(own_loss) else [odd]
     where = engine.agree(own) or ["the loss is finite, the gradient is not"]
     raise DivergedError(
         [
-            f"step {step + 1}: loss {loss}, gradient norm {norm} at learning rate {rate:g}; use a lower optim.lr, a warm-up, or train.clip",
+            f"step {step + 1}: loss {loss}, gradient norm {norm} (train.clip: {clip}) at learning rate {rate:g}; "
+            "use a lower optim.lr, a warm-up, or train.clip",
             *where,
         ],
         everywhere=True,
     )
+
+
+@contextmanager
+def _said_where(engine: Engine, plan: Plan, step: int) -> Iterator[None]:
+    """What goes wrong on this rank alone tells the step, and what was in it."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"step {step + 1}, rank {engine.rank}: micro-batches of {plan.micro_batch} over {_samples(engine, plan, step)}")
+        raise
+
+
+def _samples(engine: Engine, plan: Plan, step: int) -> str:
+    """This rank's part of a window, by position in the training split."""
+    return f"the training samples {', '.join(str(pick.position) for micro in window(step, engine.rank, plan) for pick in micro)}"
 
 
 class Stopwatch:

@@ -13,7 +13,7 @@ from sft_dist.checkpoint import About
 from sft_dist.config import Config
 from sft_dist.datasets import Splits
 from sft_dist.engine import Engine
-from sft_dist.errors import ConfigError, DivergedError
+from sft_dist.errors import ConfigError, DivergedError, MachineError
 from sft_dist.evaluate import evaluate
 from sft_dist.loop import StepResult, train
 from sft_dist.plan import Plan, World, describe, loading_processes, make_plan
@@ -206,7 +206,7 @@ def _folder(config: Config, plan: Plan, engine: Engine) -> Iterator[tuple[RunDir
             if isinstance(error, DivergedError):
                 error = DivergedError([*error.problems, f"last good checkpoint: {latest.name if latest else 'none yet'}"], everywhere=True)
             told = {"type": type(error).__name__, "message": str(error), "rank": engine.rank, "host": socket.gethostname()}
-            with suppress(OSError):  # on a full disk the error itself still reaches the screen
+            with suppress(MachineError):  # on a full disk the error itself still reaches the screen
                 rundir.write_json(folder.path / "attempts" / str(attempt) / f"error-rank{engine.rank}.json", told)
                 if engine.is_main:
                     step = int(latest.name.removeprefix("step-")) if latest else 0

@@ -145,7 +145,9 @@ def begun(run: RunDir) -> bool:
 
 
 def next_attempt(run: RunDir) -> int:
-    """The number of this attempt, from 1; its folder is made."""
+    """The number of this attempt, from 1; its folder is made, and files go that a crash left half written (`write_atomically`)."""
+    for leftover in run.path.rglob(".*.[0-9]*"):
+        leftover.unlink(missing_ok=True)
     made = [int(folder.name) for folder in (run.path / "attempts").iterdir() if folder.name.isdigit()]
     attempt = max(made, default=0) + 1
     (run.path / "attempts" / str(attempt)).mkdir()
