@@ -15,10 +15,10 @@ demo: install
 	$(BIN)/python benchmarks/demo.py
 
 quick: install
-	$(BIN)/python -m pytest -m "not dist and not real"
+	$(BIN)/python -m pytest -m "not dist and not real and not bench"
 
 test: install
-	$(BIN)/python -m pytest -m "not real"
+	$(BIN)/python -m pytest -m "not real and not bench"
 
 real: install
 	$(BIN)/python -m pytest -m real
@@ -34,6 +34,7 @@ fix: install
 
 bench: install
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python -m pytest -m bench tests/faults
 
 docs: install
 	$(BIN)/python docs/generate.py

@@ -1,0 +1,328 @@
+"""The fault matrix: what each row asks, which test injects it; run as a script it runs them all and writes docs/reliability.md.
+
+python tests/faults/table.py
+"""
+
+import platform
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parent.parent / "docs" / "reliability.md"
+SHOWN = 420  # characters of what was seen
+
+HEAD = """\
+# Reliability
+
+<!-- Written by tests/faults/table.py from a real run. Do not edit; run it again. -->
+
+Each row is a fault that was put into a real run of two gloo processes (one, where the row is about files or refusals), what was seen, and
+whether it was what the row asks. After a fault the same command is given again, and the run is held against one that was never disturbed: the
+whole curve within 1e-9 in double precision, the same best and last scores, every bit of the last model and optimizer tensors on the same
+layout, no process left over, no half-written folder left. That this oracle sees what it should is a row of its own: ten restores that are
+broken on purpose, which all must be caught. `python tests/faults/table.py` runs everything (a few minutes on two cores; some rows need root,
+for small disks) and writes this page; `make test` runs the same tests, and `make bench` kills at every point twenty times at random steps and a
+small run two hundred times.
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One fault. tests: functions of the files beside this one, as `file.py::function`; none where the row belongs elsewhere."""
+
+    number: int
+    fault: str
+    done: str
+    must: str
+    tests: tuple[str, ...] = ()
+
+
+KILLS, SAVES, DAMAGE, STEPS = "test_kills.py::test_", "test_saves.py::test_", "test_damage.py::test_", "test_steps.py::test_"
+LATER = "belongs to the launcher and tracking, which are not built yet"
+ORACLE = 0
+
+ROWS = (
+    Row(
+        1,
+        "SIGKILL of a random rank in forward, backward, optimizer step",
+        "SIGKILL from inside, of a random rank at a random step; once under torchrun",
+        "the other rank ends within seconds with 75; the launcher names rank and signal; the resume is exact",
+        (
+            KILLS + "the_rank_that_lost_its_peer_ends_by_itself_and_the_resume_is_exact",
+            KILLS + "the_launcher_names_the_rank_and_the_signal",
+        ),
+    ),
+    Row(
+        2,
+        "SIGKILL of every rank at each point inside a save",
+        "one run, killed in the middle of a file, after a file, before manifest, rename and pointer, and during retention",
+        "a verified checkpoint exists after each: the previous or the new one",
+        (KILLS + "a_kill_at_any_point_of_a_save_leaves_the_previous_checkpoint_or_the_new_one",),
+    ),
+    Row(
+        3,
+        "the same with a save in the background",
+        "the same points, the save running behind the training",
+        "the same; the half write is gone after the next start",
+        (KILLS + "a_kill_at_any_point_of_a_save_in_the_background_leaves_the_previous_checkpoint_or_the_new_one",),
+    ),
+    Row(
+        4,
+        "the background writer dies",
+        "rank 1's writer raises an input/output error, or has a bug",
+        "all ranks stop with 78 and the cause; the checkpoint does not count",
+        (SAVES + "a_writer_that_dies_on_one_rank_stops_all_and_its_checkpoint_does_not_count",),
+    ),
+    Row(5, "SIGTERM to the launcher", "", LATER),
+    Row(
+        6,
+        "SIGTERM or SIGUSR1 to one rank only",
+        "sent to rank 1",
+        "all ranks save the same step and exit 0",
+        (SAVES + "a_signal_to_one_rank_makes_all_save_the_same_step_and_exit_0",),
+    ),
+    Row(7, "USR1 before the time limit under Slurm", "", LATER),
+    Row(
+        8,
+        "a second TERM or INT during the save",
+        "a slow disk, and the second signal while the save runs",
+        "TERM: the save completes; INT: it is abandoned, and the last checkpoint is intact",
+        (SAVES + "a_second_term_during_the_save_changes_nothing", SAVES + "a_second_interrupt_during_the_save_abandons_it_cleanly"),
+    ),
+    Row(9, "a save longer than the shutdown time-out", "", LATER),
+    Row(
+        10,
+        "one flipped byte in each kind of file",
+        "a bit of model, optim, state.json and the manifest, in four checkpoints",
+        "path, expected and found hash; falls back to the fifth",
+        (DAMAGE + "one_flipped_byte_in_any_kind_of_file_is_named_and_the_run_goes_on_from_the_last_whole_checkpoint",),
+    ),
+    Row(
+        11,
+        "truncated, empty, missing file",
+        "one each, in three checkpoints",
+        "path and sizes; falls back to the fourth",
+        (DAMAGE + "truncated_empty_and_missing_files_are_named_and_the_run_goes_on_from_the_last_whole_checkpoint",),
+    ),
+    Row(
+        12,
+        "manifest missing or garbled; `latest` points to nothing",
+        "each of them",
+        "finds the newest whole checkpoint, and says so",
+        (DAMAGE + "without_a_manifest_or_a_pointer_the_newest_whole_checkpoint_is_found",),
+    ),
+    Row(
+        13,
+        "disk full in a save",
+        "a small file system is filled up between two saves; `save.on_error` stop, and continue",
+        "bytes needed and free; the previous checkpoint intact, the partial one gone; stops, or goes on",
+        (
+            SAVES + "a_full_disk_stops_the_run_and_leaves_the_previous_checkpoint",
+            SAVES + "a_full_disk_is_told_and_trained_through_if_the_config_says_so",
+        ),
+    ),
+    Row(
+        14,
+        "read-only run folder",
+        "a file system that is mounted read-only",
+        "refused before anything is loaded, with the path",
+        (SAVES + "a_read_only_run_folder_is_refused_before_anything_is_loaded",),
+    ),
+    Row(
+        15,
+        "stuck disk",
+        "rank 0's writer sleeps for ten minutes, `save.limit_s` is 2",
+        "named; the run is blocked no longer than the limit",
+        (SAVES + "a_stuck_disk_is_named_and_blocks_no_longer_than_the_limit",),
+    ),
+    Row(
+        16,
+        "resume on another world or strategy",
+        "a run of 2 ranks goes on with 1 and 3, with fsdp and with zero1",
+        "the curve of one uninterrupted process (zero1: within 1e-5)",
+        (DAMAGE + "a_resume_on_another_world_or_strategy_draws_the_same_curve",),
+    ),
+    Row(
+        17,
+        "resume with another model, class count, optimizer",
+        "all three in one command",
+        "refused, each key with both values",
+        (DAMAGE + "a_resume_with_another_model_class_count_or_optimizer_is_refused_with_the_keys",),
+    ),
+    Row(
+        18,
+        "resume with a changed data set",
+        "one image is added",
+        "refused, with both fingerprints (no resume to check)",
+        (DAMAGE + "a_resume_on_a_changed_data_set_is_refused_with_both_fingerprints",),
+    ),
+    Row(
+        19,
+        "NaN loss on one rank",
+        "rank 1's loss becomes NaN in step 6",
+        "both ranks end with 1; rank and samples (positions in the training split) are named once",
+        (STEPS + "nan_on_one_rank_stops_all_alike_and_names_rank_and_samples",),
+    ),
+    Row(
+        20,
+        "exploding gradient norm",
+        "rank 1's gradient times infinity, and times 1e12",
+        "infinite: both ranks end with 1, with the limit; huge: clipped alike and logged (no resume to check)",
+        (
+            STEPS + "an_infinite_gradient_on_one_rank_stops_all_alike_with_the_limit",
+            STEPS + "a_huge_gradient_on_one_rank_is_clipped_alike_on_all_and_logged",
+        ),
+    ),
+    Row(
+        21,
+        "odd and corrupt images",
+        "1 pixel, CMYK, 16 bits, EXIF-rotated; truncated, text, empty, decompression bomb",
+        "the odd ones are read; the broken ones are each named once, and both ranks end with 2 (no resume; skipping is not built yet)",
+        (STEPS + "odd_images_are_read_and_broken_ones_are_all_named_once",),
+    ),
+    Row(
+        22,
+        "a data worker killed",
+        "SIGKILL to rank 1's worker during a step",
+        "both ranks end at once with 75; process and samples of the step are named",
+        (STEPS + "a_killed_data_worker_ends_the_run_at_once_and_is_named_with_its_samples",),
+    ),
+    Row(
+        23,
+        "one rank raises before a collective",
+        "rank 1 raises in step 6",
+        "rank 0 ends by itself with 75; the first cause stands on the screen with its traceback and step",
+        (STEPS + "a_rank_that_raises_takes_the_others_along_and_its_error_is_on_the_screen",),
+    ),
+    Row(24, "one rank hangs (SIGSTOP)", "", LATER),
+    Row(
+        25,
+        "one rank has fewer batches",
+        "11 samples over 2 ranks in micro-batches of 5",
+        "no deadlock; the curve of one process (no resume to check)",
+        (STEPS + "a_rank_with_fewer_batches_waits_for_nobody",),
+    ),
+    Row(26, "port taken, head node unreachable, world mismatch", "", LATER),
+    Row(27, "a node lost", "", LATER),
+    Row(
+        28,
+        "two starts on one run folder; clock going backwards",
+        "a second start during a save; a wall clock that runs backwards over folders with reversed dates",
+        "locked out, with the holder's process and host; nothing breaks",
+        (DAMAGE + "two_starts_on_one_folder_lock_the_second_out_by_name", DAMAGE + "a_clock_that_goes_backwards_breaks_nothing"),
+    ),
+    Row(29, "W&B down, bad key, hanging, 500s", "", LATER),
+    Row(30, "resume after W&B logged past the checkpoint", "", LATER),
+    Row(
+        31,
+        "/dev/shm full",
+        "a /dev/shm of 64 KiB in a mount namespace of its own",
+        "refused with free and needed bytes and what helps (no resume to check)",
+        (STEPS + "full_shared_memory_is_told_with_what_helps",),
+    ),
+    Row(
+        32,
+        "out of memory (simulated)",
+        "torch's out-of-memory error in rank 1's forward pass",
+        "78 with batch and remedy on the rank, 75 on the other; no half save",
+        (STEPS + "out_of_memory_names_the_batch_and_leaves_no_half_save",),
+    ),
+    Row(
+        33,
+        "files that want to run code",
+        "a pickle as weights and as a checkpoint with a matching manifest, `../` in a manifest, `!!python/object` in a config",
+        "refused; the payload did nothing",
+        (DAMAGE + "files_that_want_to_run_code_are_refused_and_their_payload_does_nothing",),
+    ),
+    Row(34, "the same failure at the same step k times", "", LATER),
+    Row(
+        35,
+        "soak: random kills over one small run",
+        "a random rank is killed after a random step, four times (200 in `make bench`)",
+        "the last weights are those of the undisturbed run",
+        (KILLS + "weights_after_many_kills_at_random_moments_are_those_of_the_undisturbed_run",),
+    ),
+    Row(
+        ORACLE,
+        "the oracle itself: a restore that is broken on purpose",
+        "the draws of order, augmentation or dropout or the learning rate start again, or weights, a moment, the count of updates, "
+        "the moving average or the running means are forgotten",
+        "each is caught",
+        (KILLS + "a_restore_that_is_broken_on_purpose_is_caught",),
+    ),
+)
+
+
+@dataclass
+class Found:
+    """What the tests of the matrix told, by `file.py::function`."""
+
+    outcomes: dict[str, list[str]] = field(default_factory=dict)
+    saw: dict[str, list[str]] = field(default_factory=dict)
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        name = f"{Path(report.fspath).name}::{report.location[2].split('[')[0]}"
+        if report.when == "call" or report.outcome != "passed":
+            self.outcomes.setdefault(name, []).append("xfailed" if hasattr(report, "wasxfail") else report.outcome)
+        if report.when == "call":
+            self.saw.setdefault(name, []).extend(text for key, text in report.user_properties if key == "saw")
+
+
+def page(found: Found, seconds: float) -> str:
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "accelerate", "deepspeed"))
+    when = f"Run on {datetime.now(UTC):%Y-%m-%d}: Python {platform.python_version()}, {versions}; {seconds:.0f} s.\n"
+    lines = "".join(f"| {' | '.join(_cell(cell) for cell in _cells(row, found))} |\n" for row in ROWS)
+    return f"{HEAD}\n{when}\n| # | fault | what was done | what is asked | what was seen | result | tests |\n|---|---|---|---|---|---|---|\n{lines}"
+
+
+def _cells(row: Row, found: Found) -> tuple[str, ...]:
+    outcomes = [outcome for test in row.tests for outcome in found.outcomes.get(test, ["missing"])]
+    saw = [text for test in row.tests for text in found.saw.get(test, [])]
+    each = max(130, SHOWN // max(1, len(saw)))
+    seen = "<br>".join(_short(text, each) for text in saw)
+    return (
+        str(row.number) if row.number else "oracle",
+        row.fault,
+        row.done,
+        row.must,
+        seen,
+        _result(outcomes),
+        "<br>".join(f"`{test}`" for test in row.tests),
+    )
+
+
+def _result(outcomes: list[str]) -> str:
+    """The worst of what the row's tests came to."""
+    worst: Mapping[str, str] = {"failed": "**failed**", "missing": "**not run**", "xfailed": "known gap", "skipped": "skipped"}
+    return next((told for outcome, told in worst.items() if outcome in outcomes), "passed" if outcomes else "elsewhere")
+
+
+def _short(text: str, characters: int) -> str:
+    """Without the folders of the machine it ran on, and cut."""
+    text = re.sub(r"(?<![\w.])(?:/[\w.-]+)+/(?=(?:runs|disk|checkpoints)\b)|(?<![\w.])/(?:tmp|work|root|home)(?:/[\w.-]+)*/", "", text)
+    return text if len(text) <= characters else f"{text[:characters].rsplit(' ', 1)[0]} ..."
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def main() -> int:
+    import time
+
+    import pytest
+
+    found, began = Found(), time.monotonic()
+    code = pytest.main([str(HERE), "-m", "dist and not bench", "-q"], plugins=[found])
+    PAGE.write_text(page(found, time.monotonic() - began))
+    return int(code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

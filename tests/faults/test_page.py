@@ -1,0 +1,44 @@
+"""docs/reliability.md tells the result of every row of the matrix, and none failed."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from table import LATER, ORACLE, PAGE, ROWS
+
+HERE = Path(__file__).parent
+FUNCTIONS = {
+    f"{path.name}::{node.name}"
+    for path in HERE.glob("test_*.py")
+    for node in ast.parse(path.read_text()).body
+    if isinstance(node, ast.FunctionDef)
+}
+
+
+def told() -> dict[str, list[str]]:
+    lines = [line for line in PAGE.read_text().splitlines() if re.match(r"\| (\d+|oracle) \|", line)]
+    return {line.split(" | ")[0].removeprefix("| "): re.split(r"(?<!\\)\|", line)[1:-1] for line in lines}
+
+
+def test_every_row_of_the_matrix_is_in_the_page_and_none_failed() -> None:
+    page = told()
+    assert set(page) == {"oracle", *(str(number) for number in range(1, 36))}
+    results = {number: cells[5].strip() for number, cells in page.items()}
+    assert {number for number, result in results.items() if result not in ("passed", "elsewhere")} == set()
+    assert {int(number) for number, result in results.items() if result == "elsewhere"} == {5, 7, 9, 24, 26, 27, 29, 30, 34}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: str(row.number))
+def test_a_row_names_the_tests_that_inject_it_or_where_it_belongs(row) -> None:
+    assert (row.must == LATER) == (not row.tests)
+    assert set(row.tests) <= FUNCTIONS
+    cells = [cell.strip() for cell in told()["oracle" if row.number == ORACLE else str(row.number)]]
+    assert cells[1] == row.fault.replace("|", "\\|"), "stale; run python tests/faults/table.py"
+    assert cells[3] == row.must
+    assert bool(cells[4]) == bool(row.tests), "a row without anything seen"
+
+
+def test_every_test_of_a_fault_belongs_to_a_row() -> None:
+    injecting = {name for name in FUNCTIONS if "::test_" in name and not name.startswith(("test_page.py", "test_sweep.py"))}
+    assert injecting == {test for row in ROWS for test in row.tests}
