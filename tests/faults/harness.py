@@ -73,7 +73,10 @@ class Ranks:
     def kill(self) -> None:
         for process in self.processes:
             if process.is_alive():
-                os.killpg(process.pid, signal.SIGKILL)
+                try:
+                    os.killpg(process.pid, signal.SIGKILL)
+                except ProcessLookupError:  # it has no group of its own yet
+                    process.kill()
 
     def orphans(self) -> list[int]:
         """Processes in the ranks' process groups, once the ranks are gone."""

@@ -82,7 +82,7 @@ def soak(shop, name: str, kills: int, seed: int, steps: int = STEPS, whole: str 
         target = draw.randint(here + 1, max(here + 1, min(here + 3, steps - left)))
         ranks = shop.start(name, *overrides)
         wait_until(lambda: logged(run, target))  # noqa: B023
-        os.killpg(ranks.pid(draw.randrange(2)), signal.SIGKILL)
+        os.kill(ranks.pid(draw.randrange(2)), signal.SIGKILL)
         assert KILLED in ranks.wait_for_the_dead()
     resume(shop, name, *overrides, whole=whole)
     return f"{kills} kills; every bit of the last model and optimizer tensors is equal"
