@@ -6,6 +6,7 @@ Then how long a resume takes at a small and at a large step. Prints Markdown tab
 """
 
 import gc
+import os
 import platform
 import shutil
 import statistics
@@ -26,7 +27,7 @@ from sft_dist.plan import World
 from sft_dist.progress import Progress
 from sft_dist.saver import Saver
 
-TURNS = 9
+TURNS = 15
 
 
 def main(folder: Path) -> None:
@@ -37,19 +38,20 @@ def main(folder: Path) -> None:
         prepare(engine, config)
         run = rundir.create(config)
         about = About(("a", "b"), "none")
-        background, foreground = (
-            Saver(run, engine, config.save.model_copy(update={"background": behind}), about, lambda _: None) for behind in (True, False)
-        )
+        saver = Saver(run, engine, config.save, about, lambda _: None)
+        behind, before = (config.save.model_copy(update={"background": background}) for background in (True, False))
         engine.accelerator.prepare_optimizer(engine.optimizer)
         seconds: dict[str, list[float]] = {"background": [], "background, first": [], "foreground": [], "save_state": [], "write": []}
         step = 0
         for turn in range(TURNS):
             step += 3
-            stall, until = timed(lambda at=step: background.save(Progress(step=at))), time.perf_counter()
+            saver.settings = behind
+            stall, until = timed(lambda at=step: saver.save(Progress(step=at))), time.perf_counter()
             seconds["background, first" if turn == 0 else "background"].append(stall)
-            background.finish()
+            saver.finish()
             seconds["write"].append(time.perf_counter() - until)
-            seconds["foreground"].append(timed(lambda at=step: foreground.save(Progress(step=at + 1))))
+            saver.settings = before
+            seconds["foreground"].append(timed(lambda at=step: saver.save(Progress(step=at + 1))))
             shutil.rmtree(folder / "accelerate", ignore_errors=True)
             seconds["save_state"].append(timed(lambda: engine.accelerator.save_state(str(folder / "accelerate"))))
         base = statistics.median(seconds["save_state"])
@@ -64,7 +66,7 @@ def main(folder: Path) -> None:
         for key, name in names.items():
             low, middle, high = (1000 * f(seconds[key]) for f in (min, statistics.median, max))
             print(f"| {name} | {len(seconds[key])} | {low:.0f} | {middle:.0f} | {high:.0f} | {middle / 10 / base:.0f} % |", flush=True)
-        resumes(run, engine, foreground, about)
+        resumes(run, engine, saver, about)
 
 
 def resumes(run: rundir.RunDir, engine: Engine, saver: Saver, about: About) -> None:
@@ -105,6 +107,7 @@ def prepare(engine: Engine, config: Config) -> None:
 
 def timed(act: Callable[[], object]) -> float:
     gc.collect()
+    os.sync()  # each begins with a quiet disk, not with what the one before left to be written
     before = time.perf_counter()
     act()
     return time.perf_counter() - before

@@ -31,6 +31,7 @@ class Work:
         self.thread.start()
 
     def _run(self, act: Callable[[], dict[str, Entry]]) -> None:
+        time.sleep(0.001)  # or the new thread would hold Python's lock for some milliseconds first, and the step would wait for it
         try:
             self.files = act()
         except OSError as error:
