@@ -83,7 +83,7 @@ def _sharding(config: Config, world: World) -> list[str]:
     may_offload = {
         "none": ("ddp", "zero1", "zero2", "zero3", "fsdp"),
         "optimizer": ("zero1", "zero2", "zero3"),
-        "params": ("zero3", "fsdp"),
+        "params": ("fsdp",),
     }
     if shard.strategy not in (able := may_offload[shard.offload]):
         wrong.append(f"shard.offload = {shard.offload!r} with shard.strategy = {shard.strategy!r}; it is for {', '.join(able)}")
