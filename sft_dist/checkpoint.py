@@ -3,7 +3,7 @@
 import errno
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,10 +38,13 @@ def begin(run: RunDir, step: int) -> Path:
     return aside
 
 
-def commit(run: RunDir, aside: Path, files: Mapping[str, Entry], progress: Progress, about: About, keep: int) -> None:
+def commit(
+    run: RunDir, aside: Path, files: Mapping[str, Entry], progress: Progress, about: About, keep: int, wanted: Callable[[], bool]
+) -> bool:
     """Make a checkpoint of a folder in which all ranks have written their files: when this returns it is on the disk, and pointed to.
 
-    Raises OSError; the checkpoints that exist stay as they are.
+    wanted: asked last of all before the rename; False is returned, and nothing was done, if it says no. Raises OSError; the
+    checkpoints that exist stay as they are.
     """
     state = {
         "format": 1,
@@ -52,10 +55,13 @@ def commit(run: RunDir, aside: Path, files: Mapping[str, Entry], progress: Progr
     }
     (aside / "state.json").write_text(json.dumps(state) + "\n")
     manifest.write(aside, progress.step, {**files, "state.json": manifest.entry(aside / "state.json")})
+    if not wanted():
+        return False
     _move_over(aside, run.checkpoints / step_name(progress.step))
     manifest.fsync(run.checkpoints)
     point(run, progress)
     _delete_old(run, keep)
+    return True
 
 
 def cannot_save(run: RunDir, needed: int, error: OSError) -> str:
@@ -66,11 +72,10 @@ def cannot_save(run: RunDir, needed: int, error: OSError) -> str:
         free = "free space unknown"
     latest = run.pointed_to("latest")
     safe = f"{latest.name} is intact" if latest else "there is no earlier checkpoint"
-    why = "no space is left" if error.errno in (errno.ENOSPC, errno.EDQUOT) else str(error)
-    return (
-        f"cannot save a checkpoint in {run.checkpoints}: {why} ({needed / 2**20:.1f} MiB needed, {free}); {safe}. "
-        "Make room, or use a smaller save.keep, and start the same command again"
-    )
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    why, remedy = ("no space is left", "Make room, or use a smaller save.keep,") if full else (str(error), "Mend that")
+    needs = f"{needed / 2**20:.1f} MiB needed, " if needed else ""
+    return f"cannot save a checkpoint in {run.checkpoints}: {why} ({needs}{free}); {safe}. {remedy} and start the same command again"
 
 
 def restore(run: RunDir, engine: Engine, about: About, checkpoint: Path | None) -> Progress:

@@ -53,6 +53,8 @@ class Flight:
     work: Work
     started: float
     committing: bool = False
+    given_up: bool = False
+    """Its failure was told; a writer that was stuck and comes to life again must not commit it after all."""
 
 
 class Saver:
@@ -116,15 +118,15 @@ class Saver:
         work = flight.work
         own = late or ([checkpoint.cannot_save(self.run, self._bytes(), work.error)] if work.error else [])
         where = f"rank {self.engine.rank}: " if self.engine.world > 1 else ""
-        told = self.engine.agree([json.dumps([[where + problem for problem in own], work.files if not late else {}])])
-        problems = [problem for line in told for problem in json.loads(line)[0]]
+        told = [json.loads(line) for line in self.engine.agree([json.dumps([[where + one for one in own], work.files, bool(late)])])]
+        problems = [problem for problems, _, _ in told for problem in problems]
         if problems:
-            self.flight = None
+            self._give_up(flight, stuck=any(stuck for _, _, stuck in told))
             self._fail(problems, final)
         elif flight.committing:
             self.flight = None
         else:
-            files = {name: Entry(*entry) for line in told for name, entry in json.loads(line)[1].items()}
+            files = {name: Entry(*entry) for _, written, _ in told for name, entry in written.items()}
             flight.committing = True
             flight.work = Work(lambda: self._commit(flight, files))
 
@@ -136,8 +138,9 @@ class Saver:
 
     def _commit(self, flight: Flight, files: dict[str, Entry]) -> dict[str, Entry]:
         if self.engine.is_main:
-            checkpoint.commit(self.run, flight.aside, files, flight.progress, self.about, self.settings.keep)
-            self.landed(flight.progress)
+            keep, wanted = self.settings.keep, lambda: not flight.given_up
+            if checkpoint.commit(self.run, flight.aside, files, flight.progress, self.about, keep, wanted):
+                self.landed(flight.progress)
         return {}
 
     @torch.no_grad()
@@ -168,9 +171,15 @@ class Saver:
             f"save.limit_s = {self.settings.limit_s} seconds; the file system is stuck or too slow"
         )
 
-    def _fail(self, problems: Sequence[str], final: bool = False) -> None:
-        if self.engine.is_main:
+    def _give_up(self, flight: Flight, stuck: bool) -> None:
+        """Forget a save. A stuck disk is not touched again, and the memory that its writer may still read is left to it."""
+        flight.given_up, self.flight = True, None
+        if stuck:
+            self.buffers = {}
+        elif self.engine.is_main:
             checkpoint.clear_unfinished(self.run)
+
+    def _fail(self, problems: Sequence[str], final: bool = False) -> None:
         if self.settings.on_error == "stop" or final:
             raise MachineError(problems, everywhere=True)
         self.warnings += [f"training goes on without this checkpoint (save.on_error = continue): {problem}" for problem in problems]

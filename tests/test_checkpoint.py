@@ -375,21 +375,21 @@ def test_a_full_disk_keeps_the_checkpoint_before_and_says_how_much_is_missing(sm
 
 
 @pytest.mark.parametrize(
-    ("error", "why"),
+    ("error", "why", "remedy"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), "no space is left"),
-        (OSError(errno.EDQUOT, "Disk quota exceeded"), "no space is left"),
-        (PermissionError(errno.EACCES, "Permission denied"), r"\[Errno 13\] Permission denied"),
+        (OSError(errno.ENOSPC, "No space left on device"), "no space is left", "Make room"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "no space is left", "Make room"),
+        (PermissionError(errno.EACCES, "Permission denied"), r"\[Errno 13\] Permission denied", "Mend that"),
     ],
 )
 def test_a_write_that_fails_is_the_machines_fault(
-    run: RunDir, engine: Engine, monkeypatch: pytest.MonkeyPatch, error: Exception, why: str
+    run: RunDir, engine: Engine, monkeypatch: pytest.MonkeyPatch, error: Exception, why: str, remedy: str
 ) -> None:
     def fails(*_: object) -> None:
         raise error
 
     monkeypatch.setattr(archive, "write", fails)
-    with pytest.raises(MachineError, match=rf"{why} \(0.0 MiB needed, \d+.\d MiB free\); there is no earlier checkpoint\. Make room"):
+    with pytest.raises(MachineError, match=rf"{why} \(0.0 MiB needed, \d+.\d MiB free\); there is no earlier checkpoint\. {remedy}"):
         save(run, engine, progress_at(1), keep=1)
     assert names(run) == []
 

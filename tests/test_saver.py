@@ -209,7 +209,7 @@ def test_an_error_in_the_commit_is_raised_too_and_the_checkpoint_before_stays(ru
     assert saver.flight
     saver.flight.work.thread.join(PATIENCE_S)
     (saver.flight.aside / "state.json").mkdir()  # where the commit wants to write a file
-    with pytest.raises(MachineError, match=r"Is a directory: .*; step-00000001 is intact\. Make room"):
+    with pytest.raises(MachineError, match=r"Is a directory: .*; step-00000001 is intact\. Mend that"):
         saver.finish()
     assert names(run) == ["latest", "step-00000001"]
     saver.save(Progress(step=3))
@@ -284,6 +284,32 @@ def test_a_write_that_never_ends_is_told_by_polling_too(run: RunDir, engine: Eng
     saver.save(Progress(step=1))
     with pytest.raises(MachineError, match=r"^the checkpoint of step-00000001 has not reached the disk"):
         poll_until(saver, lambda: False)
+
+
+def test_a_commit_that_comes_to_life_after_the_limit_is_left_undone(
+    run: RunDir, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, may_end, write = threading.Event(), threading.Event(), manifest.write
+
+    def slow(folder: Path, at: int, files: dict[str, Entry]) -> None:
+        began.set()
+        assert may_end.wait(PATIENCE_S)
+        write(folder, at, files)
+
+    monkeypatch.setattr(manifest, "write", slow)
+    saver = saver_of(run, engine, limit_s=1, on_error="continue")
+    saver.save(Progress(step=1))
+    poll_until(saver, began.is_set)
+    assert saver.flight
+    stuck = saver.flight.work.thread
+    saver.finish()
+    assert len(saver.warned()) == 1
+    may_end.set()
+    stuck.join(PATIENCE_S)
+    saver.save(Progress(step=2))
+    saver.finish()
+    assert [name for name in names(run) if not name.startswith(".")] == ["latest", "step-00000002"]
+    assert run.pointed_to("latest") == run.checkpoints / "step-00000002"
 
 
 def test_a_write_that_ends_after_the_limit_commits_nothing_and_spoils_no_later_save(run: RunDir, engine: Engine, disk: Disk) -> None:
