@@ -223,7 +223,8 @@ def translate(error: BaseException) -> BaseException:
     if isinstance(error, RuntimeError) and "DataLoader worker" in text:
         return InfrastructureError([f"a data worker died: {first}; if memory is short, use fewer data.workers", *where])
     if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and re.search(network, text)):
-        return InfrastructureError(f"another rank was lost or did not answer: {first}")
+        plain = re.sub(r"\[/\S+\] | This is typically .*", "", first)  # gloo tells a path of torch's build machine, and jokes
+        return InfrastructureError(f"another rank was lost or did not answer: {plain}")
     if isinstance(error, torch.OutOfMemoryError):
         smaller = "use a smaller batch.micro (more passes add up to a step, and the curve stays the same)"
         return MachineError([f"out of GPU memory: {first}; {smaller}", *where])
