@@ -14,5 +14,5 @@ def group(world: World, kind: str, arguments: dict[str, Any]) -> Iterator[dict[s
     """Make it if this process is alone; a store in its own memory listens on no port. Passes the arguments on."""
     if world.size == 1 and not dist.is_initialized():
         store = dist.HashStore()  # type: ignore[attr-defined]
-        dist.init_process_group("gloo" if kind == "cpu" else "nccl", store=store, rank=0, world_size=1)
+        dist.init_process_group("gloo" if kind == "cpu" else "cpu:gloo,cuda:nccl", store=store, rank=0, world_size=1)
     yield arguments

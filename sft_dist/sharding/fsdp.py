@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -16,12 +17,14 @@ from torch.optim import SGD, Optimizer
 
 from sft_dist.blocks import blocks
 from sft_dist.config import Config
-from sft_dist.plan import World
+from sft_dist.plan import World, timeout_s
 from sft_dist.sharding import alone, ddp
 from sft_dist.sharding.contract import Held, Piece, Prepared, Strategy, Tensors, owners
 
 
-def start(_: Config, world: World, kind: str) -> AbstractContextManager[dict[str, Any]]:
+def start(config: Config, world: World, kind: str) -> AbstractContextManager[dict[str, Any]]:
+    if config.shard.offload == "params" and world.size > 1:  # rows in host memory travel by gloo; Accelerate would start NCCL alone
+        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timedelta(seconds=timeout_s(config)))
     return alone.group(world, kind, {"cpu": kind == "cpu"})
 
 
