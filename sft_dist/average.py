@@ -31,10 +31,8 @@ def used(engine: Engine, ema: Ema) -> Iterator[None]:
         yield
         return
     _swap(engine)
-    try:
-        yield
-    finally:
-        _swap(engine)
+    yield
+    _swap(engine)  # not after an error: the run ends, and the ranks that raised none are waiting elsewhere
 
 
 @torch.no_grad()

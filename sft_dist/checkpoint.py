@@ -43,7 +43,7 @@ def commit(
 ) -> bool:
     """Make a checkpoint of a folder in which all ranks have written their files: when this returns it is on the disk, and pointed to.
 
-    wanted: asked last of all before the rename; False is returned, and nothing was done, if it says no. Raises OSError; the
+    wanted: asked before the rename, and before the pointers move; False is returned if it says no. Raises OSError; the
     checkpoints that exist stay as they are.
     """
     state = {
@@ -59,6 +59,8 @@ def commit(
         return False
     _move_over(aside, run.checkpoints / step_name(progress.step))
     manifest.fsync(run.checkpoints)
+    if not wanted():
+        return False
     point(run, progress)
     _delete_old(run, keep)
     return True
@@ -139,12 +141,14 @@ def load_model(checkpoint: Path, engine: Engine) -> None:
 
 
 def point(run: RunDir, progress: Progress) -> None:
-    """Make `latest` and `best` name the checkpoints of this progress, and no later ones."""
+    """Make `latest` and `best` name the checkpoints of this progress, and no later ones. A best that was never committed
+    leaves the pointer to the best before it."""
     pointers = {"latest": progress.step, "best": progress.best["step"] if progress.best else None}
     for pointer, step in pointers.items():
+        now = run.pointed_to(pointer)
         if step and (run.checkpoints / step_name(step)).is_dir():
             write_atomically(run.checkpoints / pointer, step_name(step) + "\n")
-        else:
+        elif not (step and now and now.name <= step_name(progress.step)):
             (run.checkpoints / pointer).unlink(missing_ok=True)
 
 

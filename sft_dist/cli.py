@@ -79,9 +79,9 @@ def plan_command(config: Path, overrides: tuple[str, ...], size: int | None, qui
 @click.option("--checkpoint", default="best", show_default=True, help="best, latest, or a folder's name like step-00000400.")
 def eval_command(run_folder: Path, overrides: tuple[str, ...], split: str, checkpoint: str) -> None:
     """Score a checkpoint of RUN again, also on other data (data.root=...); prints JSON."""
-    from sft_dist import parse, plan, refuse, rundir
+    from sft_dist import config, parse, plan, refuse, rundir
 
-    settings = parse.load(run_folder / "config.yaml", overrides)
+    settings = parse.load(run_folder / "config.yaml", overrides).model_copy(update={"shard": config.Shard()})  # the model alone, whole
     world = plan.World.from_env(os.environ)
     refuse.check(settings, world, os.environ, fresh=False)
 
@@ -190,7 +190,7 @@ def _refuse_early(settings: "Config", world: "World", env: Mapping[str, str]) ->
 def _translated(error: BaseException) -> BaseException:
     if isinstance(error, SftError | click.exceptions.ClickException | SystemExit) or "torch" not in sys.modules:
         return error
-    from sft_dist.engine import translate
+    from sft_dist.machine import translate
 
     return translate(error)
 

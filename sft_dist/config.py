@@ -137,7 +137,7 @@ class Save(Section):
     """Write behind the training: a step waits only for the copy to host memory. The next save waits for the last."""
     on_error: Literal["stop", "continue"] = "stop"
     """What a checkpoint that cannot be written does: `stop` ends the run, `continue` warns and trains on; the last one always stops."""
-    limit_s: Count = 1800
+    limit_s: Count = 1200
     """Seconds that a checkpoint may take to reach the disk before it counts as failed."""
 
 

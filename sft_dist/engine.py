@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
@@ -19,7 +18,7 @@ from torch.optim import Optimizer
 
 from sft_dist import machine
 from sft_dist.config import Config
-from sft_dist.errors import InfrastructureError, MachineError, SftError
+from sft_dist.errors import MachineError, SftError
 from sft_dist.plan import World, processors, timeout_s
 from sft_dist.sharding import STRATEGIES, Piece, Tensors, shares
 from sft_dist.tally import Evidence
@@ -66,12 +65,12 @@ class Engine:
     def build(self, make: Callable[[bool], Result], fresh: bool) -> Result:
         """Build a model by `make(with its weights)`; without memory (meta device) where it will be filled from rank 0 or a checkpoint."""
         filled = not self.strategy.fills_meta or (fresh and self.is_main)
-        with nullcontext() if filled else torch.device("meta"):
+        with self.together(), nullcontext() if filled else torch.device("meta"):
             return make(fresh and filled)
 
     def prepare(self, module: nn.Module, make_optimizer: Callable[[nn.Module], Optimizer]) -> None:
         """Move the model to the device and spread it and its optimizer over the ranks. Raises MachineError if that did not come about."""
-        if not any(parameter.is_meta for parameter in module.parameters()):
+        if not self.strategy.fills_meta:  # else it goes there tensor by tensor: the whole may not fit
             module.to(self.device)
         module.to(torch.float64 if self.precision == "fp64" else torch.float32)
         if self.precision == "bf16":
@@ -79,7 +78,8 @@ class Engine:
         self.learning_norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.training]
         asked = shares.of_whole(module)
         self.prepared = self.strategy.prepare(self.accelerator, self.place, module, make_optimizer, self.config)
-        self.shares = shares.check(self.strategy.held(self.prepared), asked, self.config, self.world)
+        with self.together():
+            self.shares = shares.check(self.strategy.held(self.prepared), asked, self.config, self.world)
 
     @property
     def module(self) -> nn.Module:
@@ -162,6 +162,22 @@ class Engine:
                 everywhere=True,
             )
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What one rank refuses within the context, all refuse at its end; the others would wait for it in vain."""
+        own: SftError | None = None
+        try:
+            yield
+        except SftError as error:
+            own = error
+        said: list[SftError | None] = [own]
+        if self.world > 1:
+            said = [None] * self.world
+            dist.all_gather_object(said, own)
+        for refusal in filter(None, said):
+            refusal.everywhere = True
+            raise refusal
+
     def even_out_statistics(self) -> None:
         """Average the batch-norm statistics that each rank learned on its own samples; frozen ones keep every bit."""
         if self.world == 1:
@@ -209,26 +225,6 @@ class Engine:
                 self.barrier()
             self.strategy.end()
         AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def translate(error: BaseException) -> BaseException:
-    """An error that has its cause outside the run, as such; any other one unchanged."""
-    text = str(error)
-    first, where = text.splitlines()[0] if text else type(error).__name__, getattr(error, "__notes__", [])
-    network = r"[Cc]onnection (closed|reset|refused)|[Tt]imed out|[Tt]imeout|Broken pipe|NCCL error|remote process exited|Socket"
-    if isinstance(error, RuntimeError) and re.search(r"shared memory|Bus error", text):
-        return MachineError(
-            [f"shared memory (/dev/shm) is full: {first}; make it larger, or use fewer data.workers (0 needs none of it)", *where]
-        )
-    if isinstance(error, RuntimeError) and "DataLoader worker" in text:
-        return InfrastructureError([f"a data worker died: {first}; if memory is short, use fewer data.workers", *where])
-    if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and re.search(network, text)):
-        plain = re.sub(r"\[/\S+\] | This is typically .*", "", first)  # gloo tells a path of torch's build machine, and jokes
-        return InfrastructureError(f"another rank was lost or did not answer: {plain}")
-    if isinstance(error, torch.OutOfMemoryError):
-        smaller = "use a smaller batch.micro (more passes add up to a step, and the curve stays the same)"
-        return MachineError([f"out of GPU memory: {first}; {smaller}", *where])
-    return error
 
 
 def _among_ranks(kind: str, limit_s: int) -> list[Any]:

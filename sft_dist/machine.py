@@ -1,11 +1,13 @@
-"""What this machine can compute with: its device, its arithmetic, and the refusal of what it does not have."""
+"""What this machine can compute with, the refusal of what it does not have, and its failures in words."""
 
 import os
+import re
 
 import torch
+import torch.distributed as dist
 
 from sft_dist.config import Config
-from sft_dist.errors import MachineError
+from sft_dist.errors import InfrastructureError, MachineError
 from sft_dist.plan import World
 from sft_dist.refuse import ON, native_bf16
 
@@ -45,3 +47,23 @@ def set_arithmetic(config: Config, kind: str) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.train.deterministic)
     torch.backends.cudnn.benchmark = kind == "cuda" and not config.train.deterministic
+
+
+def translate(error: BaseException) -> BaseException:
+    """An error that has its cause outside the run, as such; any other one unchanged."""
+    text = str(error)
+    first, where = text.splitlines()[0] if text else type(error).__name__, getattr(error, "__notes__", [])
+    network = r"[Cc]onnection (closed|reset|refused)|[Tt]imed out|[Tt]imeout|Broken pipe|NCCL error|remote process exited|Socket"
+    if isinstance(error, RuntimeError) and re.search(r"shared memory|Bus error", text):
+        return MachineError(
+            [f"shared memory (/dev/shm) is full: {first}; make it larger, or use fewer data.workers (0 needs none of it)", *where]
+        )
+    if isinstance(error, RuntimeError) and "DataLoader worker" in text:
+        return InfrastructureError([f"a data worker died: {first}; if memory is short, use fewer data.workers", *where])
+    if isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and re.search(network, text)):
+        plain = re.sub(r"\[/\S+\] | This is typically .*", "", first)  # gloo tells a path of torch's build machine, and jokes
+        return InfrastructureError(f"another rank was lost or did not answer: {plain}")
+    if isinstance(error, torch.OutOfMemoryError):
+        smaller = "use a smaller batch.micro (more passes add up to a step, and the curve stays the same)"
+        return MachineError([f"out of GPU memory: {first}; {smaller}", *where])
+    return error

@@ -3,7 +3,7 @@
 import dataclasses
 import socket
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -114,6 +114,7 @@ def _save(parts: Parts, progress: Progress) -> None:
     if parts.tracker:
         parts.tracker.flush()
     parts.saver.save(progress)
+    say(parts.console, *parts.saver.warned())
 
 
 def _tidy(folder: RunDir, landed: Progress) -> None:
@@ -181,13 +182,16 @@ def _test(parts: Parts, progress: Progress) -> dict[str, object] | None:
     split = parts.splits.test
     if split is None or not parts.config.eval.test or not progress.best:
         return None
-    step = progress.best["step"]
+    weights: AbstractContextManager[None] = nullcontext()
     try:
-        checkpoint.load_model(parts.engine.on_main(lambda: checkpoint.named(parts.folder, "best")), parts.engine)
+        best = parts.engine.on_main(lambda: checkpoint.named(parts.folder, "best"))
+        checkpoint.load_model(best, parts.engine)
+        step = int(best.name.removeprefix("step-"))
     except ConfigError as error:
         say(parts.console, *error.problems, "the best checkpoint cannot be tested; the last one is tested instead")
-        step = progress.step
-    found = evaluate(parts.task, split, parts.splits.classes, parts.config, parts.engine, parts.request)
+        step, weights = progress.step, average.used(parts.engine, parts.config.ema)
+    with weights:
+        found = evaluate(parts.task, split, parts.splits.classes, parts.config, parts.engine, parts.request)
     if found is None:
         return None
     values = {name.replace("val/", "test/"): value for name, value in found[0].values.items()}

@@ -36,6 +36,8 @@ class Work:
             self.files = act()
         except OSError as error:
             self.error = error
+        except MachineError as error:  # what `write_atomically` makes of an OSError
+            self.error = error.__cause__ if isinstance(error.__cause__, OSError) else OSError(str(error))
         except BaseException as error:  # a bug must reach the screen too, not die with the thread
             self.error = OSError(f"{type(error).__name__}: {error}")
 
@@ -66,6 +68,8 @@ class Saver:
         self.buffers: dict[tuple[str, str], Tensor] = {}
         self.flight: Flight | None = None
         self.warnings: list[str] = []
+        self.lost: Sequence[str] = ()
+        """Why the newest checkpoint is not there, if it is not."""
 
     def save(self, progress: Progress) -> None:
         """Begin a checkpoint of this step; without `save.background` also end it. The save before must have ended first."""
@@ -95,8 +99,10 @@ class Saver:
         while self.flight:
             flight = self.flight
             flight.work.thread.join(max(0.0, flight.started + self.settings.limit_s - time.monotonic()))
-            late = [] if flight.work.over else [self._too_late(flight)]
-            self._go_on(flight, late, final)
+            self._go_on(flight, [] if flight.work.over else [self._too_late(flight)])
+        if final and self.lost:
+            self.warnings = []
+            raise MachineError(self.lost, everywhere=True)
 
     @contextmanager
     def landing(self) -> Iterator[None]:
@@ -105,7 +111,10 @@ class Saver:
             yield
         except SftError as error:
             if error.everywhere:
-                self.finish(final=True)
+                try:
+                    self.finish()
+                except MachineError as late:  # the first error stays the first
+                    raise type(error)([*error.problems, *late.problems], everywhere=True) from error
             raise
 
     def warned(self) -> list[str]:
@@ -113,7 +122,7 @@ class Saver:
         warnings, self.warnings = self.warnings, []
         return warnings
 
-    def _go_on(self, flight: Flight, late: list[str], final: bool = False) -> None:
+    def _go_on(self, flight: Flight, late: list[str]) -> None:
         """From written to committing, and from committing to landed; or to the failure that any rank met."""
         work = flight.work
         own = late or ([checkpoint.cannot_save(self.run, self._bytes(), work.error)] if work.error else [])
@@ -122,9 +131,9 @@ class Saver:
         problems = [problem for problems, _, _ in told for problem in problems]
         if problems:
             self._give_up(flight, stuck=any(stuck for _, _, stuck in told))
-            self._fail(problems, final)
+            self._fail(problems)
         elif flight.committing:
-            self.flight = None
+            self.flight, self.lost = None, ()
         else:
             files = {name: Entry(*entry) for _, written, _ in told for name, entry in written.items()}
             flight.committing = True
@@ -179,7 +188,8 @@ class Saver:
         elif self.engine.is_main:
             checkpoint.clear_unfinished(self.run)
 
-    def _fail(self, problems: Sequence[str], final: bool = False) -> None:
-        if self.settings.on_error == "stop" or final:
+    def _fail(self, problems: Sequence[str]) -> None:
+        self.lost = problems
+        if self.settings.on_error == "stop":
             raise MachineError(problems, everywhere=True)
         self.warnings += [f"training goes on without this checkpoint (save.on_error = continue): {problem}" for problem in problems]

@@ -3,7 +3,7 @@
 from typing import Any
 
 from sft_dist import checkpoint, datasets, optim, signals
-from sft_dist.config import Config, Shard
+from sft_dist.config import Config
 from sft_dist.engine import Engine
 from sft_dist.errors import InfrastructureError
 from sft_dist.evaluate import evaluate
@@ -15,7 +15,6 @@ from sft_dist.tasks import TASKS
 def score(folder: RunDir, config: Config, world: World, split: str, name: str) -> dict[str, Any]:
     """The scores of a checkpoint (`best`, `latest`, or its folder's name) on a split of the config's data, on every rank."""
     task = TASKS[config.task]
-    config = config.model_copy(update={"shard": Shard()})  # no gradient, no optimizer state: nothing to share out
     with signals.watch() as request, Engine(config, world) as engine:
         found = engine.on_main(lambda: checkpoint.named(folder, name))
         classes = checkpoint.classes_of(found)

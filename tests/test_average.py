@@ -155,14 +155,6 @@ def test_the_model_computes_with_the_average_and_gets_its_weights_back_to_the_bi
     assert torch.equal(engine.module(images), plain)
 
 
-def test_what_fails_inside_gives_the_weights_back_too(engine: Engine) -> None:
-    train(engine, CONSTANT, 1, 4)
-    before = everything(engine)
-    with pytest.raises(KeyError, match="seven"), average.used(engine, CONSTANT):
-        raise KeyError("seven")
-    assert equal(everything(engine), before)
-
-
 def test_it_can_be_lent_before_the_first_update(engine: Engine) -> None:
     before = everything(engine)
     with average.used(engine, CONSTANT):

@@ -268,6 +268,17 @@ def test_the_last_save_must_land_even_where_others_may_fail(run: RunDir, engine:
     assert saver.warnings == []
 
 
+@pytest.mark.parametrize("background", [True, False])
+def test_the_last_save_is_missed_also_where_its_failure_was_told_before(run: RunDir, engine: Engine, disk: Disk, background: bool) -> None:
+    saver = saver_of(run, engine, on_error="continue", background=background)
+    fill_up(disk)
+    saver.save(Progress(step=1))
+    poll_until(saver, lambda: saver.flight is None)
+    assert len(saver.warnings) == 1
+    with pytest.raises(MachineError, match="no space is left"):
+        saver.finish(final=True)
+
+
 def test_a_write_that_never_ends_is_told_after_the_limit(run: RunDir, engine: Engine, disk: Disk) -> None:
     saver = saver_of(run, engine, limit_s=1)
     saver.save(Progress(step=1))
@@ -286,9 +297,7 @@ def test_a_write_that_never_ends_is_told_by_polling_too(run: RunDir, engine: Eng
         poll_until(saver, lambda: False)
 
 
-def test_a_commit_that_comes_to_life_after_the_limit_is_left_undone(
-    run: RunDir, engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_commit_that_comes_to_life_after_the_limit_is_left_undone(run: RunDir, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     began, may_end, write = threading.Event(), threading.Event(), manifest.write
 
     def slow(folder: Path, at: int, files: dict[str, Entry]) -> None:
@@ -321,6 +330,7 @@ def test_a_write_that_ends_after_the_limit_commits_nothing_and_spoils_no_later_s
     stuck = saver.flight.work.thread
     saver.finish()
     step(engine)
+    saver.settings = saver.settings.model_copy(update={"limit_s": 600})
     saver.save(Progress(step=1))  # the same step again
     disk.may_end.set()
     stuck.join(PATIENCE_S)

@@ -13,13 +13,20 @@ WHOLE = Held(4450, 4450)
 
 
 def test_a_model_is_counted_before_it_is_spread() -> None:
-    assert shares.of_whole(MODEL) == shares.Whole(WHOLE, 142)
+    assert shares.of_whole(MODEL) == shares.Whole(WHOLE, Held(142, 142))
 
 
 def test_what_does_not_learn_is_no_part_of_the_moments() -> None:
     model = nn.Sequential(nn.Linear(100, 40), nn.Linear(40, 10))
     model[0].requires_grad_(False)
-    assert shares.of_whole(model).held == Held(410, 4450)
+    assert shares.of_whole(model) == shares.Whole(Held(410, 4450), Held(41, 142))
+
+
+def test_a_head_that_alone_learns_must_be_shared_out_too() -> None:
+    model = nn.Sequential(nn.Linear(1000, 40), nn.Linear(40, 10))
+    model[0].requires_grad_(False)
+    with pytest.raises(MachineError, match="205 elements of each optimizer moment"):
+        shares.check(Held(410, 40450), shares.of_whole(model), a_config(shard__strategy="zero1"), world=2)
 
 
 @pytest.mark.parametrize(("strategy", "held"), [

@@ -62,6 +62,28 @@ def test_every_strategy_logs_the_same_numbers(curves: Callable[[int], Path], str
     assert largest_difference(alone, rows(curves(world) / "runs" / f"{strategy}-{optimizer}")) < RULER[strategy]
 
 
+@pytest.mark.parametrize("lent", ["zero1", "zero3", "fsdp"])
+def test_the_moving_average_is_lent_to_every_evaluation_and_given_back(averaged: Path, lent: str) -> None:
+    """Training goes on from the weights, not from what an evaluation saw; fsdp keeps its blocks gathered after a forward pass here."""
+    assert largest_difference(rows(averaged / "runs" / "ddp-sgd"), rows(averaged / "runs" / f"{lent}-sgd")) < RULER[lent]
+
+
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory, real_data, real_weights) -> Path:
+    """Ten steps with a moving average, all layers learning, and an evaluation after every other step; nothing is saved until the end."""
+    folder = tmp_path_factory.mktemp("averaged")
+    paths = {strategy: _config(folder, real_data, real_weights, strategy, "sgd") for strategy in ("ddp", "zero1", "zero3", "fsdp")}
+    for strategy, path in paths.items():
+        config = json.loads(path.read_text())
+        config |= {"ema": {"decay": 0.5, "warmup": False}, "shard": {"strategy": strategy, "reshard_after_forward": strategy != "fsdp"}}
+        config["model"]["train"] = "all"
+        config["train"]["duration"], config["eval"]["every"] = "10 steps", "2 steps"
+        path.write_text(json.dumps(config))
+    assert run_ranks(1, [Job(str(paths.pop("ddp")))], folder / "alone") == [0], output(folder / "alone", 1)[-4000:]
+    assert run_ranks(2, [Job(str(path)) for path in paths.values()], folder / "log") == [0, 0], output(folder / "log", 2)[-4000:]
+    return folder
+
+
 @pytest.mark.parametrize(("strategy", "world", "moments", "parameters"), [
     ("ddp", 3, 1.0, 1.0),
     ("zero1", 3, 1 / 3, 1.0),

@@ -60,10 +60,10 @@ def fragments(prepared: Prepared) -> dict[int, Fragment]:
     return found
 
 
-def whole(flat: Tensor, fragment: Fragment | None, parameter: nn.Parameter) -> Tensor:
-    """A moment of one parameter, put together from all ranks' fragments."""
+def whole(flat: Tensor, fragment: Fragment | None, parameter: nn.Parameter, prepared: Prepared) -> Tensor:
+    """A moment of one parameter, put together from all ranks' fragments, on the device: with offloading they lie elsewhere."""
     shape = getattr(parameter, "ds_shape", parameter.shape)
-    whole = torch.zeros(shape, dtype=flat.dtype, device=flat.device)
+    whole = torch.zeros(shape, dtype=flat.dtype, device=prepared.accelerator.device)
     if fragment:
         fragment.of_whole(whole).copy_(fragment.of(flat))
     dist.all_reduce(whole)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Optimizer
 
 from sft_dist.blocks import blocks
@@ -39,14 +38,18 @@ def prepare(
     source = {name: tensor.detach() for name, tensor in module.state_dict().items()}
     module.to("meta")
     settings: dict[str, Any] = {
+        # Gathered as they are, in fp32: bf16 is autocast here as everywhere, which leaves norms and sums in fp32.
+        "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32 if config.precision == "bf16" else None, cast_forward_inputs=False),
         "mesh": _mesh(device.type, world.size, config.shard.hybrid),
         "reshard_after_forward": config.shard.reshard_after_forward,
         "offload_policy": CPUOffloadPolicy(pin_memory=device.type == "cuda") if config.shard.offload == "params" else OffloadPolicy(),
     }
     for _, block in blocks(module):
-        fully_shard(block, mp_policy=_precision(block, config), **settings)
-    fully_shard(module, mp_policy=_precision(module, config), **settings)
+        fully_shard(block, **settings)
+    fully_shard(module, **settings)
     module.to_empty(device="cpu" if config.shard.offload == "params" else device)
+    for buffer in module.buffers():
+        buffer.data = buffer.data.to(device)  # only parameters wait in host memory
     _fill(module, source, world)
     optimizer = make_optimizer(module)
     if isinstance(optimizer, SGD):
@@ -67,12 +70,20 @@ def update(prepared: Prepared) -> Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
+def publish(prepared: Prepared) -> None:
+    """The masters are the model's own rows; blocks that are still gathered, with what was in them before, are let go of."""
+    for module in prepared.module.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def take(prepared: Prepared) -> Iterator[Piece]:
     """Every tensor is gathered on all ranks, one at a time, and taken by its owner."""
     tensors = prepared.module.state_dict()
     owner = owners({name: tensor.numel() for name, tensor in tensors.items()}, prepared.world.size)
     for name, tensor in tensors.items():
-        if (whole := _whole(tensor)) is not None and owner[name] == prepared.world.rank:
+        whole = _whole(tensor)
+        if owner[name] == prepared.world.rank:
             yield Piece("model", name, whole)
     for name, parameter in prepared.module.named_parameters():
         for moment, value in prepared.optimizer.state.get(parameter, {}).items():
@@ -111,14 +122,6 @@ def _mesh(kind: str, world: int, group: int | None) -> DeviceMesh:
     return init_device_mesh(kind, (world // group, group), mesh_dim_names=("replicate", "shard"))
 
 
-def _precision(part: nn.Module, config: Config) -> MixedPrecisionPolicy:
-    """With bf16, blocks without batch norm are gathered in bf16 at half the traffic; batch norm needs its weights in fp32."""
-    if config.precision != "bf16":
-        return MixedPrecisionPolicy(cast_forward_inputs=False)
-    exact = any(isinstance(module, _BatchNorm) for module in part.modules())
-    return MixedPrecisionPolicy(None if exact else torch.bfloat16, torch.float32, cast_forward_inputs=False)
-
-
 @torch.no_grad()
 def _fill(module: nn.Module, source: dict[str, Tensor], world: World) -> None:
     """Rank 0's values into every rank's rows, one tensor at a time."""
@@ -155,7 +158,7 @@ STRATEGY = Strategy(
     one_pass=one_pass,
     update=update,
     masters=ddp.masters,
-    publish=ddp.publish,
+    publish=publish,
     take=take,
     put=put,
     held=held,

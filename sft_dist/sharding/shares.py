@@ -14,15 +14,19 @@ class Whole(NamedTuple):
 
     held: Held
     """What a rank with all of it would hold."""
-    granularity: int
+    granularity: Held
     """Elements by which a share may miss its even part: fsdp splits by rows, so a row of each tensor; DeepSpeed pads by less."""
 
 
 def of_whole(module: nn.Module) -> Whole:
     parameters = list(module.parameters())
-    learning = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    rows = sum(parameter.numel() // len(parameter) for parameter in parameters if parameter.ndim)
-    return Whole(Held(learning, sum(parameter.numel() for parameter in parameters)), rows)
+    learning = [parameter for parameter in parameters if parameter.requires_grad]
+
+    def rows(tensors: list[nn.Parameter]) -> int:
+        return sum(tensor.numel() // max(1, tensor.shape[0] if tensor.ndim else 1) for tensor in tensors)
+
+    held = Held(*(sum(tensor.numel() for tensor in tensors) for tensors in (learning, parameters)))
+    return Whole(held, Held(rows(learning), rows(parameters)))
 
 
 def check(held: Held, whole: Whole, config: Config, world: int) -> str:
@@ -30,7 +34,7 @@ def check(held: Held, whole: Whole, config: Config, world: int) -> str:
     strategy, ranks = config.shard.strategy, config.shard.hybrid or world
     masters = whole.held.masters // (1 if strategy == "ddp" else ranks)
     parameters = whole.held.parameters // (ranks if strategy in ("zero3", "fsdp") else 1)
-    if held.masters > masters + whole.granularity or held.parameters > parameters + whole.granularity:
+    if held.masters > masters + whole.granularity.masters or held.parameters > parameters + whole.granularity.parameters:
         raise MachineError(
             f"shard.strategy = {strategy} should leave each of {ranks} ranks {masters:,} elements of each optimizer moment and "
             f"{parameters:,} of the parameters, but this rank holds {held.masters:,} and {held.parameters:,}"

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -58,12 +59,14 @@ def publish(prepared: Prepared) -> None:
     if flat.stage(prepared) < 3:
         inner.update_lp_params()
         return
+    _let_go_of_gathered(prepared)
     for live, master in zip(inner.fp16_partitioned_groups_flat, flat.masters(prepared), strict=True):
         live.copy_(master)
 
 
 def take(prepared: Prepared) -> Iterator[Piece]:
     """Every sharded tensor is gathered on all ranks, one at a time, and taken by its owner."""
+    _let_go_of_gathered(prepared)
     rank, named = prepared.world.rank, dict(prepared.module.named_parameters())
     tensors = {**named, **{name: buffer for name, buffer in prepared.module.state_dict().items() if name not in named}}
     owner = owners({name: getattr(tensor, "ds_numel", tensor.numel()) for name, tensor in tensors.items()}, prepared.world.size)
@@ -77,13 +80,14 @@ def take(prepared: Prepared) -> Iterator[Piece]:
             values = torch.as_tensor(
                 values, dtype=None if isinstance(values, Tensor) else torch.float32
             )  # DeepSpeed's CPU Adam counts in ints
-            whole = values if values.ndim == 0 else flat.whole(values, fragments.get(id(parameter)), parameter)
+            whole = values if values.ndim == 0 else flat.whole(values, fragments.get(id(parameter)), parameter, prepared)
             if owner[name] == rank:
                 yield Piece("optim", f"{name}/{moment}", whole)
 
 
 @torch.no_grad()
 def put(prepared: Prepared, tensors: Tensors) -> None:
+    _let_go_of_gathered(prepared)
     inner: Any = prepared.wrapped.optimizer
     named, rank = dict(prepared.module.named_parameters()), prepared.world.rank
     everything: dict[str, Any] = {**prepared.module.state_dict(), **named}
@@ -116,11 +120,14 @@ def end() -> None:
 
 
 def _host_adam(optimizer: AdamW) -> Optimizer:
-    """DeepSpeed's AdamW for host memory, vectorised, where its operator can be built; else torch's own."""
+    """DeepSpeed's AdamW for host memory, vectorised, where its operator can be built; else torch's own, and a warning that says so."""
     from deepspeed.ops.adam import DeepSpeedCPUAdam
     from deepspeed.ops.op_builder import CPUAdamBuilder
 
-    if not CPUAdamBuilder().is_compatible(verbose=False):
+    try:
+        CPUAdamBuilder().load(verbose=False)
+    except Exception as error:  # no compiler, no ninja: whatever the build raises
+        warnings.warn(f"DeepSpeed's CPU Adam cannot be built here; torch's AdamW does the same, slower: {error}", stacklevel=2)
         return optimizer
     given = optimizer.defaults
     fast: Optimizer = DeepSpeedCPUAdam(
@@ -172,6 +179,12 @@ def _plugin(stage: int, config: Config) -> DeepSpeedPlugin:
         "overlap_comm": False,
     }
     return plugin
+
+
+def _let_go_of_gathered(prepared: Prepared) -> None:
+    """ZeRO-3 keeps parameters whole that it will soon need again; what is read from or written into their pieces must not pass those by."""
+    if flat.stage(prepared) == 3:
+        prepared.wrapped.optimizer._partition_all_parameters()  # type: ignore[union-attr, operator]
 
 
 def _gathered(tensor: Tensor) -> AbstractContextManager[Any]:
