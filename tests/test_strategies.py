@@ -70,13 +70,12 @@ def test_the_moving_average_is_lent_to_every_evaluation_and_given_back(averaged:
 
 @pytest.fixture(scope="module")
 def averaged(tmp_path_factory, real_data, real_weights) -> Path:
-    """Ten steps with a moving average, all layers learning, and an evaluation after every other step; nothing is saved until the end."""
+    """Ten steps with a moving average and an evaluation after every other step."""
     folder = tmp_path_factory.mktemp("averaged")
     paths = {strategy: _config(folder, real_data, real_weights, strategy, "sgd") for strategy in ("ddp", "zero1", "zero3", "fsdp")}
     for strategy, path in paths.items():
         config = json.loads(path.read_text())
         config |= {"ema": {"decay": 0.5, "warmup": False}, "shard": {"strategy": strategy, "reshard_after_forward": strategy != "fsdp"}}
-        config["model"]["train"] = "all"
         config["train"]["duration"], config["eval"]["every"] = "10 steps", "2 steps"
         path.write_text(json.dumps(config))
     assert run_ranks(1, [Job(str(paths.pop("ddp")))], folder / "alone") == [0], output(folder / "alone", 1)[-4000:]
