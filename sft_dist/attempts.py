@@ -1,0 +1,128 @@
+"""What one attempt at a run leaves in `attempts/<k>/`: who took part, what each rank was doing last, and what it died of."""
+
+import socket
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from sft_dist.pulse import Beat
+from sft_dist.rundir import RunDir, read_json, write_json
+
+TAIL = 12  # lines of a traceback that are kept, source lines included
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How one rank ended that did not end well: told by itself, by its agent where it could not, or by the watchdog.
+
+    time_ns: since 1970, on the rank's host. code: the rank's exit code; with `signal` what it was killed by. node: from 0.
+    """
+
+    time_ns: int
+    rank: int
+    host: str
+    step: int
+    phase: str
+    code: int
+    type: str
+    message: str
+    node: int = 0
+    traceback: Sequence[str] = ()
+    signal: str | None = None
+    told_by: str = "rank"
+    """rank | agent | watchdog"""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node's part of an attempt: `about` it (host, versions), the last beats of its ranks, and how its agent ended (None: it did not)."""
+
+    index: int
+    about: Mapping[str, Any]
+    beats: Mapping[int, Beat]
+    beaten_ns: int
+    """When the agent last wrote them."""
+    ended: Mapping[str, Any] | None
+    """code, time_ns, and `asked`: the signal that asked the run to stop, or None."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Everything that is known of one attempt."""
+
+    number: int
+    path: Path
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """nodes, procs, launcher, started_ns, from_step; empty where the run was started without an agent."""
+    nodes: Sequence[Node] = ()
+    failures: Sequence[Failure] = ()
+
+
+def folder(run: RunDir, number: int) -> Path:
+    return run.path / "attempts" / str(number)
+
+
+def node_folder(attempt: Path, node: int) -> Path:
+    return attempt / f"node-{node}"
+
+
+def failure_of(error: BaseException, code: int, rank: int, beat: Beat, node: int = 0) -> Failure:
+    """The record of an exception, SystemExit included."""
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    message = str(error) or type(error).__name__
+    host = socket.gethostname()
+    return Failure(time.time_ns(), rank, host, beat.step, beat.phase, code, type(error).__name__, message, node, tuple(lines[-TAIL:]))
+
+
+def write_failure(place: Path, failure: Failure) -> None:
+    write_json(place / f"rank-{failure.rank}.json", asdict(failure))
+
+
+def write_beats(node: Path, beats: Mapping[int, Beat]) -> None:
+    """One file for all ranks of a node, replaced at most once a second by the agent."""
+    write_json(node / "heartbeats.json", {"time_ns": time.time_ns(), "ranks": {str(rank): asdict(beat) for rank, beat in beats.items()}})
+
+
+def numbers(run: RunDir) -> list[int]:
+    """The attempts there are, oldest first."""
+    there = run.path / "attempts"
+    return sorted(int(path.name) for path in there.iterdir() if path.name.isdigit()) if there.is_dir() else []
+
+
+def read(run: RunDir, number: int) -> Attempt:
+    """What is readable of an attempt; what a crash cut short is left out."""
+    path = folder(run, number)
+    records = [*path.glob("rank-*.json"), *path.glob("node-*/rank-*.json")]
+    failures = [failure for file in records if (failure := _failure(read_json(file)))]
+    nodes = [_node(place) for place in path.glob("node-*") if place.name.removeprefix("node-").isdigit()]
+    return Attempt(
+        number,
+        path,
+        read_json(path / "attempt.json"),
+        tuple(sorted(nodes, key=lambda node: node.index)),
+        tuple(sorted(failures, key=lambda failure: failure.time_ns)),
+    )
+
+
+def _failure(content: Mapping[str, Any]) -> Failure | None:
+    known = {f.name for f in fields(Failure)}
+    try:
+        return Failure(**{name: value for name, value in content.items() if name in known})
+    except TypeError:
+        return None
+
+
+def _node(place: Path) -> Node:
+    told = read_json(place / "heartbeats.json")
+    beats = {int(rank): Beat(**beat) for rank, beat in told.get("ranks", {}).items()}
+    ended = read_json(place / "exit.json") or None
+    return Node(int(place.name.removeprefix("node-")), read_json(place / "agent.json"), beats, told.get("time_ns", 0), ended)
+
+
+def describe(failure: Failure) -> str:
+    """One line: who, where, when in the run, and what."""
+    first = failure.message.splitlines()[0]
+    return f"rank {failure.rank} on {failure.host}, in {failure.phase} of step {failure.step}: {failure.type}: {first}"

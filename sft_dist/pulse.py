@@ -1,0 +1,67 @@
+"""What a rank is doing right now, in a few bytes that its node's agent reads: at no cost to the step, and after the rank's death too."""
+
+import mmap
+import os
+import struct
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+PHASES = ("start-up", "data", "forward", "backward", "update", "exchange", "evaluation", "waiting for rank 0", "save", "end")
+"""In the order of a step; `exchange` is the one message of a step, `update` clips and moves the weights."""
+LAYOUT = struct.Struct("<qqqqq")  # process, step, phase, when it began (ns since 1970), how often a phase began
+
+
+@dataclass(frozen=True)
+class Beat:
+    """The phase of one rank, and since when (ns since 1970)."""
+
+    pid: int
+    step: int
+    phase: str
+    since_ns: int
+    count: int
+
+
+class Pulse:
+    """A rank's own side: `at` whenever a phase begins. The memory is shared with the agent, so that nothing is written to a disk."""
+
+    def __init__(self, file: Path | None = None) -> None:
+        """file: on this machine's memory or disk, never on a shared file system; None keeps the beat to the process itself."""
+        self.memory: mmap.mmap | bytearray = bytearray(LAYOUT.size)
+        if file is not None:
+            with file.open("w+b") as opened:
+                opened.truncate(LAYOUT.size)
+                self.memory = mmap.mmap(opened.fileno(), LAYOUT.size)
+        self.count = 0
+        self.at("start-up", 0)
+
+    @classmethod
+    def of(cls, env: Mapping[str, str]) -> "Pulse":
+        """The pulse that the agent asked for (SFT_PULSE: a folder), or one that nobody reads."""
+        folder = env.get("SFT_PULSE")
+        return cls(Path(folder) / env.get("RANK", "0") if folder else None)
+
+    def at(self, phase: str, step: int) -> None:
+        """A phase begins, in the making of update number `step`."""
+        self.count += 1
+        LAYOUT.pack_into(self.memory, 0, os.getpid(), step, PHASES.index(phase), time.time_ns(), self.count)
+
+    @property
+    def beat(self) -> Beat:
+        return _unpack(self.memory)
+
+
+def read(file: Path) -> Beat | None:
+    """The last beat of a rank; None while it has not begun."""
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return None
+    return _unpack(content) if len(content) == LAYOUT.size and any(content) else None
+
+
+def _unpack(content: bytes | bytearray | mmap.mmap) -> Beat:
+    pid, step, phase, since_ns, count = LAYOUT.unpack_from(content)
+    return Beat(pid, step, PHASES[phase], since_ns, count)
