@@ -69,6 +69,21 @@ def node_folder(attempt: Path, node: int) -> Path:
     return attempt / f"node-{node}"
 
 
+def begin(run: RunDir, launched: Path | None = None) -> int:
+    """The number of a new attempt, from 1; its folder is made, and files go that a crash left half written (`write_atomically`).
+
+    launched: the folder of an agent in that of the attempt, where a launcher has begun it; other agents write there already.
+    """
+    for leftover in run.path.rglob(".*.[0-9]*"):
+        if launched is None or launched.parent not in leftover.parents:
+            leftover.unlink(missing_ok=True)
+    if launched is not None:
+        return int(launched.parent.name)
+    number = max(numbers(run), default=0) + 1
+    folder(run, number).mkdir()
+    return number
+
+
 def failure_of(error: BaseException, code: int, rank: int, beat: Beat, node: int = 0) -> Failure:
     """The record of an exception, SystemExit included."""
     lines = "".join(traceback.format_exception(error)).splitlines()

@@ -2,10 +2,7 @@
 
 import json
 import os
-import socket
 import sys
-import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from sft_dist import ending
 from sft_dist.errors import ConfigError, MachineError, SftError
+from sft_dist.pulse import Pulse
 
 if TYPE_CHECKING:  # `--help` must not build the config
     from sft_dist.config import Config
@@ -32,7 +31,8 @@ def cli() -> None:
 @cli.command(context_settings=OVERRIDES)
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, type=click.UNPROCESSED, metavar="[KEY=VALUE]...")
-def train(config: Path, overrides: tuple[str, ...]) -> None:
+@click.pass_obj
+def train(pulse: Pulse, config: Path, overrides: tuple[str, ...]) -> None:
     """Train CONFIG, or go on with it where its run folder left off."""
     from sft_dist import parse, plan, rundir
 
@@ -46,7 +46,7 @@ def train(config: Path, overrides: tuple[str, ...]) -> None:
 
     from sft_dist.run import run
 
-    run(settings, world)
+    run(settings, world, pulse)
 
 
 @cli.command("plan", context_settings=OVERRIDES)
@@ -153,15 +153,11 @@ def prune_command(run_folder: Path, dry_run: bool, **rule: Any) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and end the process with the exit code of design.md; errors of SftError's kind take one screen, without traceback."""
+    pulse = Pulse.of(os.environ)
     try:
-        cli.main(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="sft-dist", standalone_mode=False)
-    except BaseException as raised:  # every way out is recorded, SystemExit included, or torchrun cannot name it
-        error = _translated(raised)
-        code = _exit_code(error)
-        if code:
-            _record(error)
-            _show(error)
-        _let_go(raised)
+        cli.main(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="sft-dist", standalone_mode=False, obj=pulse)
+    except BaseException as raised:  # every way out is recorded, SystemExit included, or a launcher cannot name it
+        code = ending.end(raised, pulse)
         sys.stdout.flush()
         sys.exit(code)
 
@@ -185,65 +181,3 @@ def _refuse_early(settings: "Config", world: "World", env: Mapping[str, str]) ->
     if found:
         problems = [problem for error in found for problem in error.problems]
         raise ConfigError(problems) if any(isinstance(error, ConfigError) for error in found) else MachineError(problems)
-
-
-def _translated(error: BaseException) -> BaseException:
-    if isinstance(error, SftError | click.exceptions.ClickException | SystemExit) or "torch" not in sys.modules:
-        return error
-    from sft_dist.machine import translate
-
-    return translate(error)
-
-
-def _let_go(error: BaseException | None) -> None:
-    """Empty the frames that an error holds. They keep data workers alive, which ignore the signal that Python would end
-    them with, so that the process would wait for them for ever."""
-    while error is not None:
-        traceback.clear_frames(error.__traceback__)
-        error = error.__cause__ or error.__context__
-
-
-def _exit_code(error: BaseException) -> int:
-    if isinstance(error, SftError | click.exceptions.ClickException):
-        return error.exit_code
-    if isinstance(error, click.exceptions.Exit):
-        return error.exit_code
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else int(error.code is not None)
-    return 1
-
-
-def _show(error: BaseException) -> None:
-    rank = os.environ.get("RANK")
-    where = f" (rank {rank} on {socket.gethostname()})" if rank else ""
-    if isinstance(error, SftError):
-        problems = "\n".join(f"  - {problem}" for problem in error.problems)
-        kind = {2: "cannot run this", 78: "this machine cannot run this", 75: "interrupted from outside"}.get(error.exit_code, "stopped")
-        if not _others_say_it(error):
-            click.echo(f"sft-dist: {kind}{where}\n{problems}", err=True)
-    elif isinstance(error, click.exceptions.ClickException):
-        error.show()
-    elif isinstance(error, click.exceptions.Abort):
-        click.echo(f"sft-dist: interrupted{where}; the last checkpoint is intact, and the same command goes on from it", err=True)
-    elif not isinstance(error, SystemExit):
-        click.echo(f"sft-dist: stopped{where}", err=True)
-        traceback.print_exception(error)
-
-
-def _others_say_it(error: SftError) -> bool:
-    """Rank 0 speaks for all where all raise the same; before the ranks know of each other, the first one of each machine does."""
-    rank, local_rank = os.environ.get("RANK", "0"), os.environ.get("LOCAL_RANK", "0")
-    return rank != "0" if error.everywhere else local_rank != "0" and "torch" not in sys.modules
-
-
-def _record(error: BaseException) -> None:
-    """Leave the error where torchrun's agent looks for it, so that its summary names rank, type and message."""
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if not path:
-        return
-    extra = {"py_callstack": "".join(traceback.format_exception(error)), "timestamp": str(int(time.time()))}
-    message = {"message": f"{type(error).__name__}: {error}", "extraInfo": extra}
-    try:
-        Path(path).write_text(json.dumps({"message": message}))
-    except OSError:
-        click.echo(f"sft-dist: cannot write {path}", err=True)

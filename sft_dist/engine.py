@@ -20,6 +20,7 @@ from sft_dist import machine
 from sft_dist.config import Config
 from sft_dist.errors import MachineError, SftError
 from sft_dist.plan import World, processors, timeout_s
+from sft_dist.pulse import Pulse
 from sft_dist.sharding import STRATEGIES, Piece, Tensors, shares
 from sft_dist.tally import Evidence
 
@@ -29,8 +30,9 @@ Result = TypeVar("Result")
 class Engine:
     """The processes of one run, from the first handshake to the last. Every rank must make the same calls in the same order."""
 
-    def __init__(self, config: Config, world: World) -> None:
+    def __init__(self, config: Config, world: World, pulse: Pulse | None = None) -> None:
         """Start up and check that what came is what was asked for. Raises MachineError where it is not."""
+        self.pulse = pulse or Pulse()
         self.place, self.rank, self.world = world, world.rank, world.size
         self.strategy = STRATEGIES[config.shard.strategy]
         self.precision = config.precision

@@ -43,6 +43,7 @@ def evaluate(
     found, problems = Evidence(), []
     company = None
     for round_ in range(-(-len(split) // (world * micro))):  # as many rounds on each rank, so that all look up together
+        engine.pulse.at("evaluation" if rank < world else "waiting for rank 0")
         batch = next(batches, None)
         if batch is not None:
             problems += batch.problems

@@ -49,6 +49,7 @@ def train(
             train_mode(engine.module)
         rate = config.optim.lr * lr_factor(done, plan)
         optim.set_lr(engine.optimizer, rate)
+        engine.pulse.at("data", done + 1)
         mine = clock.timed(itertools.islice(micros, plan.passes_per_rank[engine.rank]))
         with _said_where(engine, plan, done):
             sums, norm, stop_asked = train_step(task, mine, engine, plan, done, request)
@@ -74,14 +75,19 @@ def train_step(
     problems: list[str] = []
     for i, batch in enumerate(micros):
         problems += batch.problems
+        engine.pulse.at("forward")
         engine.draw(draw_seed("dropout", plan.seed, step, engine.rank, i))
         with engine.backward_pass(last=i == passes + idle - 1) as backward:
             losses = task.loss(engine.wrapped, to_device(batch, engine.device))
+            engine.pulse.at("backward")
             backward(losses.total * (engine.world / total))  # data parallelism averages over ranks; undo it
         sums = tally.add(sums, {"loss": losses.total.detach().double(), **losses.sums})
+        engine.pulse.at("data")
     for i in range(idle):
         _pass_idly(task, batch, engine, last=i == idle - 1)
+    engine.pulse.at("update")
     norm = engine.update()
+    engine.pulse.at("exchange")
     # The one wait for the device, and the one message, of a step. What stops a run is found out by all ranks at once.
     *summed, bad, asked = engine.sum([*sums.values(), float(len(problems)), float(request.made)])
     if bad:

@@ -34,19 +34,24 @@ class Pulse:
             with file.open("w+b") as opened:
                 opened.truncate(LAYOUT.size)
                 self.memory = mmap.mmap(opened.fileno(), LAYOUT.size)
-        self.count = 0
-        self.at("start-up", 0)
+        self.count = self.step = 0
+        self.attempt: Path | None = None
+        """Where this rank's failure is recorded, once that is known."""
+        self.at("start-up")
 
     @classmethod
     def of(cls, env: Mapping[str, str]) -> "Pulse":
-        """The pulse that the agent asked for (SFT_PULSE: a folder), or one that nobody reads."""
-        folder = env.get("SFT_PULSE")
-        return cls(Path(folder) / env.get("RANK", "0") if folder else None)
+        """The pulse that a node's agent asked for (SFT_PULSE: a folder on the node, SFT_ATTEMPT: one in the run), or one that nobody reads."""
+        folder, place = env.get("SFT_PULSE"), env.get("SFT_ATTEMPT")
+        pulse = cls(Path(folder) / env.get("RANK", "0") if folder else None)
+        pulse.attempt = Path(place) if place else None
+        return pulse
 
-    def at(self, phase: str, step: int) -> None:
-        """A phase begins, in the making of update number `step`."""
+    def at(self, phase: str, step: int | None = None) -> None:
+        """A phase begins, in the making of update number `step`; without a number in that of the one before."""
         self.count += 1
-        LAYOUT.pack_into(self.memory, 0, os.getpid(), step, PHASES.index(phase), time.time_ns(), self.count)
+        self.step = self.step if step is None else step
+        LAYOUT.pack_into(self.memory, 0, os.getpid(), self.step, PHASES.index(phase), time.time_ns(), self.count)
 
     @property
     def beat(self) -> Beat:

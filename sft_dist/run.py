@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from sft_dist import average, checkpoint, datasets, loading, optim, parse, rundir, signals, tally, track, transforms
+from sft_dist import attempts, average, checkpoint, datasets, loading, optim, parse, rundir, signals, tally, track, transforms
 from sft_dist.checkpoint import About
 from sft_dist.config import Config
 from sft_dist.datasets import Splits
@@ -18,7 +18,8 @@ from sft_dist.evaluate import evaluate
 from sft_dist.loop import StepResult, train
 from sft_dist.plan import Plan, World, describe, loading_processes, make_plan
 from sft_dist.progress import Progress, reason_to_end
-from sft_dist.rundir import RunDir
+from sft_dist.pulse import Pulse
+from sft_dist.rundir import RunDir, step_name
 from sft_dist.saver import Saver
 from sft_dist.schedule import due
 from sft_dist.signals import StopRequest
@@ -47,13 +48,13 @@ class Parts:
         return self.saver.about
 
 
-def run(config: Config, world: World) -> RunDir:
+def run(config: Config, world: World, pulse: Pulse | None = None) -> RunDir:
     """Make one run from its config, or go on with it, to its end or to a request to stop; returns its folder."""
     task = TASKS[config.task]
     splits = datasets.load(config.data)
     plan = make_plan(config, world, len(splits.train), len(splits.val))
     console = Console(quiet=world.rank != 0)
-    with signals.watch() as request, Engine(config, world) as engine, _folder(config, plan, engine) as (folder, attempt):
+    with signals.watch() as request, Engine(config, world, pulse) as engine, _folder(config, plan, engine) as (folder, attempt):
         engine.check_same(f"{parse.to_yaml(config)}{splits.fingerprint}")
         saver = Saver(folder, engine, config.save, About(splits.classes, splits.fingerprint), lambda landed: _tidy(folder, landed))
         parts = Parts(task, splits, config, plan, engine, folder, attempt, request, console, saver)
@@ -162,6 +163,7 @@ def _batches(parts: Parts, progress: Progress) -> Iterable[Batch]:
 def _finish(parts: Parts, progress: Progress, asked: bool) -> None:
     """The last words: the test of the best checkpoint, scores.json, outcome.json."""
     parts.saver.finish(final=True)
+    parts.engine.pulse.at("end")
     ended = None if asked else reason_to_end(progress, parts.plan, parts.config.stop)
     test = _test(parts, progress) if ended else None
     if parts.splits.test is not None and parts.config.eval.test and test is None:
@@ -203,17 +205,18 @@ def _folder(config: Config, plan: Plan, engine: Engine) -> Iterator[tuple[RunDir
     """Rank 0 opens and locks the run's folder for all; what ends the run early is written into it."""
     with ExitStack() as stack:
         folder, attempt = engine.on_main(lambda: _open_folder(config, plan, engine, stack))
+        engine.pulse.attempt = engine.pulse.attempt or attempts.folder(folder, attempt)
         try:
             yield folder, attempt
         except BaseException as error:
-            latest = folder.pointed_to("latest")
+            step = folder.saved_step
             if isinstance(error, DivergedError):
-                error = DivergedError([*error.problems, f"last good checkpoint: {latest.name if latest else 'none yet'}"], everywhere=True)
-            told = {"type": type(error).__name__, "message": str(error), "rank": engine.rank, "host": socket.gethostname()}
-            with suppress(MachineError):  # on a full disk the error itself still reaches the screen
-                rundir.write_json(folder.path / "attempts" / str(attempt) / f"error-rank{engine.rank}.json", told)
-                if engine.is_main:
-                    step = int(latest.name.removeprefix("step-")) if latest else 0
+                error = DivergedError(
+                    [*error.problems, f"last good checkpoint: {step_name(step) if step else 'none yet'}"], everywhere=True
+                )
+            if engine.is_main:
+                told = {"type": type(error).__name__, "message": str(error), "rank": engine.rank, "host": socket.gethostname()}
+                with suppress(MachineError):  # on a full disk the error itself still reaches the screen
                     rundir.write_json(folder.outcome, {"outcome": "failed", "step": step, "attempt": attempt, "error": told})
             raise error
 
@@ -222,12 +225,11 @@ def _open_folder(config: Config, plan: Plan, engine: Engine, stack: ExitStack) -
     rundir.check(config)
     folder = rundir.create(config)
     stack.enter_context(rundir.lock(folder))
-    latest = folder.pointed_to("latest")
-    if latest and (made := int(latest.name.removeprefix("step-"))) > plan.total_steps:
+    if (made := folder.saved_step) > plan.total_steps:
         raise ConfigError(
             f"train.duration = {config.train.duration} is {plan.total_steps} steps, but {folder.path} has made {made}; ask for more"
         )
-    attempt = rundir.next_attempt(folder)
+    attempt = attempts.begin(folder, engine.pulse.attempt)
     folder.outcome.unlink(missing_ok=True)
     rundir.write_atomically(folder.config, parse.to_yaml(config))
     rundir.write_atomically(folder.path / "plan.json", plan.to_json())

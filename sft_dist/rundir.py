@@ -68,6 +68,12 @@ class RunDir:
             return None
         return self.checkpoints / name if STEP.fullmatch(name) and (self.checkpoints / name).is_dir() else None
 
+    @property
+    def saved_step(self) -> int:
+        """The step of the latest checkpoint; 0 if there is none."""
+        latest = self.pointed_to("latest")
+        return int(latest.name.removeprefix("step-")) if latest else 0
+
 
 def check(config: Config) -> None:
     """Refuse a folder that holds another run: the keys that shape the curve must be those that it was started with."""
@@ -142,16 +148,6 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 def begun(run: RunDir) -> bool:
     """Whether there is a checkpoint to go on from, so that the pretrained weights are no longer needed."""
     return any(run.checkpoints.glob(f"step-*/{manifest.NAME}"))
-
-
-def next_attempt(run: RunDir) -> int:
-    """The number of this attempt, from 1; its folder is made, and files go that a crash left half written (`write_atomically`)."""
-    for leftover in run.path.rglob(".*.[0-9]*"):
-        leftover.unlink(missing_ok=True)
-    made = [int(folder.name) for folder in (run.path / "attempts").iterdir() if folder.name.isdigit()]
-    attempt = max(made, default=0) + 1
-    (run.path / "attempts" / str(attempt)).mkdir()
-    return attempt
 
 
 def finished(config: Config) -> RunDir | None:

@@ -73,6 +73,7 @@ class Saver:
 
     def save(self, progress: Progress) -> None:
         """Begin a checkpoint of this step; without `save.background` also end it. The save before must have ended first."""
+        self.engine.pulse.at("save")
         self.finish()
         self.engine.even_out_statistics()
         try:
@@ -96,6 +97,7 @@ class Saver:
 
     def finish(self, final: bool = False) -> None:
         """Wait for the save in flight, `save.limit_s` seconds at most. final: its failure ends the run even with `on_error: continue`."""
+        self.engine.pulse.at("save")
         while self.flight:
             flight = self.flight
             flight.work.thread.join(max(0.0, flight.started + self.settings.limit_s - time.monotonic()))

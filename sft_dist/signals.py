@@ -31,6 +31,7 @@ def watch() -> Iterator[StopRequest]:
     """Turn the stopping signals into a flag for as long as the context lasts."""
     request = StopRequest()
     before = {number: signal.signal(number, request.note) for number in STOPPING}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # a launcher holds them back until somebody listens
     try:
         yield request
     finally:

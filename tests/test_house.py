@@ -20,12 +20,12 @@ FLOORS = (
     "datasets transforms archive weights blocks models optim tasks loading",
     "machine sharding engine",
     "average checkpoint saver export evaluate loop track score run",
-    "cli train __main__",
+    "ending cli train __main__",
 )
 ORDER = " ".join(FLOORS).split()
 PAPER = FLOORS[0].split()
 BANNED_NAMES = {"utils", "util", "common", "helpers", "base", "manager"}
-MAY_READ_ENVIRONMENT = {"cli", "train", "__main__", "machine", "engine", "sharding", "track"}
+MAY_READ_ENVIRONMENT = {"ending", "cli", "train", "__main__", "machine", "engine", "sharding", "track"}
 
 TOO_LONG: dict[str, str] = {  # "file" or "file:function" -> why it is better longer
     "plan.py:make_plan": "one argument a line; cutting it apart would hide that every number of a plan is made here",

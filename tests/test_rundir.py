@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from given import a_config
 
-from sft_dist import parse, rundir
+from sft_dist import attempts, parse, rundir
 from sft_dist.config import Config
 from sft_dist.errors import ConfigError, MachineError
 from sft_dist.rundir import RunDir
@@ -79,7 +79,7 @@ def test_a_folder_with_anything_else_in_it_is_refused(config: Config) -> None:
 def test_a_run_that_died_before_its_config_was_written_can_be_started_again(config: Config) -> None:
     made = rundir.create(config)
     with rundir.lock(made):
-        rundir.next_attempt(made)
+        attempts.begin(made)
     (made.path / ".config.yaml.4711").write_text("task: cla")
     (made.path / ".probe-4711").touch()
     made.outcome.write_text('{"outcome": "failed"}')
@@ -132,10 +132,10 @@ def test_a_run_that_another_process_holds_is_refused_by_its_holder_until_that_di
 
 
 def test_attempts_are_counted_from_1_and_keep_their_folders(run: RunDir) -> None:
-    assert [rundir.next_attempt(run) for _ in range(3)] == [1, 2, 3]
+    assert [attempts.begin(run) for _ in range(3)] == [1, 2, 3]
     (run.path / "attempts" / "10").mkdir()
     (run.path / "attempts" / "notes").mkdir()
-    assert rundir.next_attempt(run) == 11
+    assert attempts.begin(run) == 11
     assert (run.path / "attempts" / "11").is_dir()
 
 
@@ -205,7 +205,7 @@ def test_a_row_broken_in_the_middle_is_refused_by_its_line(run: RunDir) -> None:
 
 
 def test_rewinding_cuts_each_kind_of_row_at_its_own_step_and_keeps_what_it_cut(run: RunDir) -> None:
-    rundir.next_attempt(run)
+    attempts.begin(run)
     write_rows(run, row(1), row(2), row(2, "eval"), row(3), row(4), row(4, "eval"), row(5), rest='{"step": 6, "k')
     rundir.rewind(run, step=4, evaluated=2, attempt=1)
     assert rundir.read_rows(run.metrics) == [row(1), row(2), row(2, "eval"), row(3), row(4)]
@@ -214,7 +214,7 @@ def test_rewinding_cuts_each_kind_of_row_at_its_own_step_and_keeps_what_it_cut(r
 
 
 def test_rewinding_to_where_the_run_is_changes_nothing_and_leaves_no_leftovers(run: RunDir) -> None:
-    rundir.next_attempt(run)
+    attempts.begin(run)
     write_rows(run, row(1, loss=0.1 + 0.2), row(2))
     before = run.metrics.read_bytes()
     rundir.rewind(run, step=2, evaluated=0, attempt=1)
@@ -223,7 +223,7 @@ def test_rewinding_to_where_the_run_is_changes_nothing_and_leaves_no_leftovers(r
 
 
 def test_a_run_without_rows_can_be_rewound(run: RunDir) -> None:
-    rundir.next_attempt(run)
+    attempts.begin(run)
     rundir.rewind(run, step=0, evaluated=0, attempt=1)
     assert run.metrics.read_text() == ""
 

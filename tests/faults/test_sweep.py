@@ -30,6 +30,6 @@ def test_killed_at_every_point_of_a_step(shop, sweep, point):
 
 def test_soak(shop):
     steps = 2 * KILLS + STEPS
-    codes, said = shop.run("whole-soak", f"train.duration={steps} steps")
-    assert codes == [0, 0], said
+    ranks = shop.start("whole-soak", f"train.duration={steps} steps")
+    assert ranks.wait(limit_s=900) == [0, 0], ranks.said()  # minutes of training; what else runs here takes seconds
     soak(shop, "soak-long", KILLS, seed=1, steps=steps, whole="whole-soak")
