@@ -43,10 +43,6 @@ class Parts:
     saver: Saver
     tracker: Tracker | None = None
 
-    @property
-    def about(self) -> About:
-        return self.saver.about
-
 
 def run(config: Config, world: World, pulse: Pulse | None = None) -> RunDir:
     """Make one run from its config, or go on with it, to its end or to a request to stop; returns its folder."""
@@ -130,7 +126,7 @@ def _start(parts: Parts) -> Progress:
     found, told = engine.on_main(lambda: checkpoint.newest(folder))
     module, about_weights = engine.build(lambda load: parts.task.build(config, parts.splits.classes, weights=load), fresh=found is None)
     engine.prepare(module, lambda model: optim.build(model, config))
-    progress = checkpoint.restore(folder, engine, parts.about, found)
+    progress = checkpoint.restore(folder, engine, parts.saver.about, found)
 
     def go_back() -> None:
         checkpoint.point(folder, progress)
