@@ -3,20 +3,18 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sft_dist import ending
-from sft_dist.errors import ConfigError, MachineError, SftError
+from sft_dist import ending, guard
 from sft_dist.pulse import Pulse
 
 if TYPE_CHECKING:  # `--help` must not build the config
-    from sft_dist.config import Config
-    from sft_dist.plan import World
+    pass
 
 RUN = click.argument("run_folder", type=click.Path(path_type=Path), metavar="RUN")
 OVERRIDES = {"ignore_unknown_options": True, "allow_interspersed_args": True}
@@ -34,11 +32,12 @@ def cli() -> None:
 @click.pass_obj
 def train(pulse: Pulse, config: Path, overrides: tuple[str, ...]) -> None:
     """Train CONFIG, or go on with it where its run folder left off."""
-    from sft_dist import parse, plan, rundir
+    from sft_dist import parse, plan, preflight, rundir
 
+    guard.start(pulse, int(os.environ.get("RANK", "0")))
     settings = parse.load(config, overrides)
     world = plan.World.from_env(os.environ)
-    _refuse_early(settings, world, os.environ)
+    preflight.check(settings, world, os.environ)
     if done := rundir.finished(settings):
         if world.rank == 0:
             click.echo("\n".join(["this run is finished; a longer train.duration goes on from its end", *rundir.summary(done)]))
@@ -56,11 +55,11 @@ def train(pulse: Pulse, config: Path, overrides: tuple[str, ...]) -> None:
 @click.option("--quick", is_flag=True, help="Leave out what needs torch: the model's size.")
 def plan_command(config: Path, overrides: tuple[str, ...], size: int | None, quick: bool) -> None:
     """Show what would run for CONFIG, without running it."""
-    from sft_dist import datasets, parse, plan
+    from sft_dist import datasets, parse, plan, preflight
 
     settings = parse.load(config, overrides)
     world = plan.World(size=size, local_size=size) if size else plan.World.from_env(os.environ)
-    _refuse_early(settings, world, {} if size else os.environ)
+    preflight.check(settings, world, {} if size else os.environ)
     splits = datasets.load(settings.data)
     made = plan.make_plan(settings, world, len(splits.train), len(splits.val))
     counts = None
@@ -160,24 +159,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = ending.end(raised, pulse)
         sys.stdout.flush()
         sys.exit(code)
-
-
-def _refuse_early(settings: "Config", world: "World", env: Mapping[str, str]) -> None:
-    """All that can be seen without torch, from every room, in one error: the user's part of it decides the exit code."""
-    from sft_dist import datasets, refuse, rundir
-
-    fresh = not rundir.begun(rundir.RunDir.of(settings))
-    checks: list[Callable[[], None]] = [
-        lambda: refuse.check(settings, world, env, fresh),
-        lambda: datasets.check(settings.data),
-        lambda: rundir.check(settings),
-    ]
-    found: list[SftError] = []
-    for check in checks:
-        try:
-            check()
-        except SftError as error:
-            found.append(error)
-    if found:
-        problems = [problem for error in found for problem in error.problems]
-        raise ConfigError(problems) if any(isinstance(error, ConfigError) for error in found) else MachineError(problems)

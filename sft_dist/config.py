@@ -175,6 +175,17 @@ class Track(Section):
     """How often a training row is written to metrics.jsonl."""
 
 
+class Watch(Section):
+    startup_s: Count = 1800
+    """Seconds that a rank may take from its start to its first step before its launcher ends the run (exit code 75, with every rank's stack)."""
+    step_s: Count | Literal["auto"] = "auto"
+    """Seconds that a rank may stay in one phase of a step; `auto`: 30 times the longest that was normal so far, at least 300."""
+    evaluation_s: Count | Literal["auto"] = "auto"
+    """Seconds for one micro-batch of an evaluation; `auto` as for a step."""
+    save_s: Count | Literal["auto"] = "auto"
+    """Seconds for the part of a save that the ranks wait for; `auto`: `save.limit_s` and 300 more."""
+
+
 class Run(Section):
     dir: Text = "runs"
     """Folder that holds the runs."""
@@ -207,4 +218,5 @@ class Config(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; `auto` takes CUDA if there is any."""
     track: Track = Track()
+    watch: Watch = Watch()
     run: Run

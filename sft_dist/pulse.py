@@ -11,6 +11,8 @@ from pathlib import Path
 PHASES = ("start-up", "data", "forward", "backward", "update", "exchange", "evaluation", "waiting for rank 0", "save", "end")
 """In the order of a step; `exchange` is the one message of a step, `update` clips and moves the weights."""
 LAYOUT = struct.Struct("<qqqqq")  # process, step, phase, when it began (ns since 1970), how often a phase began
+WANTED = LAYOUT.size  # one byte behind it, written by the agent
+SIZE = LAYOUT.size + 1
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,11 @@ class Pulse:
 
     def __init__(self, file: Path | None = None) -> None:
         """file: on this machine's memory or disk, never on a shared file system; None keeps the beat to the process itself."""
-        self.memory: mmap.mmap | bytearray = bytearray(LAYOUT.size)
+        self.memory: mmap.mmap | bytearray = bytearray(SIZE)
         if file is not None:
             with file.open("w+b") as opened:
-                opened.truncate(LAYOUT.size)
-                self.memory = mmap.mmap(opened.fileno(), LAYOUT.size)
+                opened.truncate(SIZE)
+                self.memory = mmap.mmap(opened.fileno(), SIZE)
         self.count = self.step = 0
         self.attempt: Path | None = None
         """Where this rank's failure is recorded, once that is known."""
@@ -54,6 +56,15 @@ class Pulse:
         LAYOUT.pack_into(self.memory, 0, os.getpid(), self.step, PHASES.index(phase), time.time_ns(), self.count)
 
     @property
+    def wanted(self) -> bool:
+        """Whether the agent wants to see what this rank's collectives were."""
+        return self.memory[WANTED] != 0
+
+    @wanted.setter
+    def wanted(self, value: bool) -> None:
+        self.memory[WANTED] = int(value)
+
+    @property
     def beat(self) -> Beat:
         return _unpack(self.memory)
 
@@ -64,7 +75,14 @@ def read(file: Path) -> Beat | None:
         content = file.read_bytes()
     except OSError:
         return None
-    return _unpack(content) if len(content) == LAYOUT.size and any(content) else None
+    return _unpack(content) if len(content) == SIZE and any(content) else None
+
+
+def want(file: Path) -> None:
+    """Ask the rank behind a pulse for its collectives."""
+    with file.open("r+b") as opened:
+        opened.seek(WANTED)
+        opened.write(b"\x01")
 
 
 def _unpack(content: bytes | bytearray | mmap.mmap) -> Beat:

@@ -17,10 +17,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = (
     "errors units config parse plan refuse schedule tally manifest rundir inventory progress signals pulse attempts",
-    "datasets transforms archive weights blocks models optim tasks loading",
+    "datasets preflight transforms archive weights blocks models optim tasks loading",
     "machine sharding engine",
     "average checkpoint saver export evaluate loop track score run",
-    "ending cli train __main__",
+    "guard ending cli train __main__",
 )
 ORDER = " ".join(FLOORS).split()
 PAPER = FLOORS[0].split()
@@ -202,7 +202,7 @@ main({arguments!r})
 
 
 def test_paper_and_data_sets_can_be_imported_without_torch() -> None:
-    names = [f"sft_dist.{name}" for name in (*PAPER, "datasets", "cli")]
+    names = [f"sft_dist.{name}" for name in (*PAPER, "datasets", "preflight", "cli")]
     program = f"import importlib, sys\nfor name in {names!r}: importlib.import_module(name)\nprint('torch' in sys.modules, 'numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.split() == ["False", "False"]

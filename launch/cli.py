@@ -1,0 +1,93 @@
+"""`sft-launch`: one plan, every way to start it."""
+
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from sft_dist.errors import ConfigError, SftError
+
+CONFIG = click.argument("config", type=click.Path(path_type=Path))
+OVERRIDES = click.argument("overrides", nargs=-1, type=click.UNPROCESSED, metavar="[KEY=VALUE]...")
+UNKNOWN = {"ignore_unknown_options": True, "allow_interspersed_args": True}
+DRY = click.option("--dry-run", is_flag=True, help="Only show what would be started.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="sft-dist", prog_name="sft-launch")
+def cli() -> None:
+    """Start a run anywhere: on this machine or under Slurm. The config says what runs, the launcher only where."""
+
+
+@cli.command(context_settings=UNKNOWN)
+@CONFIG
+@OVERRIDES
+@click.option("--procs", type=click.IntRange(1), help="Processes on each node; by default one a GPU, or one.")
+@click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="With --simulate: this many agents on this machine.")
+@click.option("--simulate", is_flag=True, help="Let this machine stand for --nodes nodes.")
+@DRY
+def run(config: Path, overrides: tuple[str, ...], procs: int | None, nodes: int, simulate: bool, dry_run: bool) -> None:
+    """Run CONFIG on this machine, or go on with it."""
+    from launch import local, plans
+    from sft_dist import rundir
+
+    if nodes > 1 and not simulate:
+        raise ConfigError(f"--nodes {nodes} on one machine needs --simulate; on several machines use slurm/finetune.sh")
+    settings, size = local.checked(config, overrides, os.environ, procs and procs * nodes)
+    if done := rundir.finished(settings):
+        click.echo("\n".join(["this run is finished; a longer train.duration goes on from its end", *rundir.summary(done)]))
+        return
+    each = procs or size
+    folder = local.would_begin(settings) if dry_run else local.begin(settings, nodes, each, "sft-launch run")
+    launch = plans.Launch(config, overrides, nodes, each, folder.absolute(), port=0 if nodes == 1 else _free_port())
+    if dry_run:
+        click.echo("\n".join(plans.describe(launch, os.environ)))
+        return
+    sys.exit(local.start(launch, os.environ))
+
+
+@cli.command(context_settings=UNKNOWN)
+@CONFIG
+@OVERRIDES
+@click.option("--nodes", type=click.IntRange(1), required=True)
+@click.option("--procs", type=click.IntRange(1), required=True)
+@click.option("--launcher", default="by hand", help="Who starts the agents; kept in attempt.json.")
+def begin(config: Path, overrides: tuple[str, ...], nodes: int, procs: int, launcher: str) -> None:
+    """Refuse what cannot run, open an attempt at CONFIG, and print its folder; nothing if the run is finished.
+
+    For scripts that start the agents themselves: slurm/finetune.sh.
+    """
+    from launch import local
+    from sft_dist import rundir
+
+    settings, _ = local.checked(config, overrides, os.environ, nodes * procs)
+    if done := rundir.finished(settings):
+        click.echo("\n".join(["this run is finished; a longer train.duration goes on from its end", *rundir.summary(done)]), err=True)
+        return
+    click.echo(str(local.begin(settings, nodes, procs, launcher).absolute()))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command and end the process with the exit code of the contract; no traceback for what people or machines got wrong."""
+    try:
+        code = cli.main(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="sft-launch", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except SftError as error:
+        click.echo("\n".join(["sft-launch: cannot start this", *(f"  - {problem}" for problem in error.problems)]), err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        click.echo("sft-launch: interrupted", err=True)
+        sys.exit(130)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port

@@ -1,0 +1,147 @@
+"""How the agents of a job find each other: a store on the head node, reachable there alone, and the same code on all nodes."""
+
+import json
+import socket
+import time
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Any
+
+from torch.distributed import DistError, PrefixStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
+
+from launch.nodes import Place
+from sft_dist.errors import InfrastructureError, MachineError
+
+Say = Callable[[str], None]
+TOLD_AFTER_S = 5
+
+
+class Gang(RendezvousHandler):
+    """All nodes or none: every agent waits for every other one, and none may join later.
+
+    torchrun's own static rendezvous does the same, but its store listens on all interfaces, even on one node (pytorch#173909); it
+    says for minutes nothing of a head that cannot be reached; and it starts whatever each node has installed.
+    """
+
+    def __init__(self, place: Place, about: Mapping[str, str], patience_s: float, say: Say) -> None:
+        """about: what must be the same on all nodes, by name, and `host`. patience_s: how long nodes may take to come."""
+        self.place, self.about, self.patience_s, self.say = place, about, patience_s, say
+        self.info: RendezvousInfo | None = None
+
+    @property
+    def use_agent_store(self) -> bool:
+        return True
+
+    def get_backend(self) -> str:
+        return "static"
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """Raises InfrastructureError where a node does not come, MachineError where the port is taken or the nodes differ."""
+        if self.info is None:
+            deadline = time.monotonic() + self.patience_s
+            place = self.place
+            self.server, port = _serve(place) if place.index == 0 else (_reach(place, deadline, self.say), place.port)
+            store = PrefixStore(f"attempt-{place.attempt.name}", self.server)
+            _compare(_exchange(store, place, self.about, deadline, self.say), place)
+            self.info = RendezvousInfo(store, place.index, place.nodes, RendezvousStoreInfo(place.head, port))
+        return self.info
+
+    def is_closed(self) -> bool:
+        return False
+
+    def set_closed(self) -> None:
+        """Nobody joins later, so there is nothing to close."""
+
+    def num_nodes_waiting(self) -> int:
+        return 0
+
+    def get_run_id(self) -> str:
+        return f"attempt-{self.place.attempt.name}"
+
+    def shutdown(self) -> bool:
+        return True
+
+
+def listen(head: str, port: int) -> socket.socket:
+    """A socket on the head's own address. Raises MachineError, with host and port, where it cannot be had."""
+    where = f"{head}:{port}"
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(head, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise MachineError(
+            f"the head's name {head} does not resolve on {socket.gethostname()}: {error.strerror}; give --head an address"
+        ) from error
+    listener = socket.socket(family, kind)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        raise MachineError(
+            f"cannot listen on {where} ({socket.gethostname()}): {error.strerror}; "
+            "--head must be an address of node 0, and --port one that nobody uses"
+        ) from error
+    return listener
+
+
+def _serve(place: Place) -> tuple[TCPStore, int]:
+    """The store, and the port on which it listens: the given one, or with 0 a free one."""
+    listener = listen(place.head, place.port)
+    port: int = listener.getsockname()[1]
+    patience = timedelta(minutes=30)
+    store = TCPStore(place.head, port, is_master=True, wait_for_workers=False, timeout=patience, master_listen_fd=listener.detach())
+    return store, port
+
+
+def _reach(place: Place, deadline: float, say: Say) -> TCPStore:
+    where, told = f"{place.head}:{place.port}", time.monotonic() + TOLD_AFTER_S
+    while True:
+        try:
+            socket.create_connection((place.head, place.port), timeout=5).close()
+            return TCPStore(place.head, place.port, is_master=False, wait_for_workers=False, timeout=timedelta(minutes=30))
+        except (OSError, DistError) as error:
+            problem = str(error)
+        if time.monotonic() > deadline:
+            raise InfrastructureError(f"node {place.index} ({socket.gethostname()}) cannot reach the head at {where}: {problem}")
+        if time.monotonic() > told:
+            say(f"node {place.index} waits for the head at {where}: {problem}")
+            told += 30
+        time.sleep(0.2)
+
+
+def _exchange(store: PrefixStore, place: Place, about: Mapping[str, str], deadline: float, say: Say) -> list[dict[str, Any]]:
+    """What each node says of itself, by node."""
+    store.set(f"about/{place.index}", json.dumps(dict(about)))
+    told = time.monotonic() + TOLD_AFTER_S
+    while True:
+        missing = [node for node in range(place.nodes) if not store.check([f"about/{node}"])]
+        if not missing:
+            return [json.loads(store.get(f"about/{node}")) for node in range(place.nodes)]
+        names = ", ".join(map(str, missing))
+        if time.monotonic() > deadline:
+            raise InfrastructureError(
+                f"node {names} of {place.nodes} did not come to {place.head}:{place.port}; is it up, and can it reach that address?"
+            )
+        if time.monotonic() > told:
+            say(f"waiting for node {names} of {place.nodes} at {place.head}:{place.port}")
+            told += 30
+        time.sleep(0.1)
+
+
+def _compare(nodes: list[dict[str, Any]], place: Place) -> None:
+    """Raises MachineError where nodes would run different code; every one of them raises the same."""
+    head = nodes[0]
+    odd = [
+        f"{name}: {told.get(name)} on node {index} ({told['host']}), {head[name]} on node 0 ({head['host']})"
+        for index, told in enumerate(nodes)
+        for name in head
+        if name != "host" and told.get(name) != head[name]
+    ]
+    if odd:
+        if place.index == 0:
+            time.sleep(1.0)  # the others still read from this process's store
+        raise MachineError(
+            ["the nodes do not have the same software", *odd, "all nodes must see one installation and one repository"], everywhere=True
+        )

@@ -1,0 +1,65 @@
+"""Starting a run on this machine: refuse early, begin an attempt, then become the node's agent, or watch over several."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from launch import plans
+from launch.plans import Launch
+from sft_dist import attempts, parse, preflight, rundir
+from sft_dist.config import Config
+from sft_dist.plan import World
+from sft_dist.rundir import RunDir, write_json
+
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+
+
+def checked(config: Path, overrides: tuple[str, ...], env: Mapping[str, str], world: int | None) -> tuple[Config, int]:
+    """The config and the world of a start, after every refusal that needs no torch; world: None for one process a GPU of this machine."""
+    plans.plain([str(config), *overrides])
+    settings = parse.load(config, overrides)
+    size = world or plans.processes_here(settings, env)
+    told = {name: value for name, value in env.items() if name != "SFT_EXPECT_WORLD"}
+    preflight.check(settings, World(size=size, local_size=size), told)
+    return settings, size
+
+
+def begin(config: Config, nodes: int, procs: int, launcher: str) -> Path:
+    """Open the run's folder for a new attempt: attempts/<k>. Raises MachineError, naming the holder, if the run is going on already."""
+    run = rundir.create(config)
+    with rundir.lock(run):
+        number = attempts.begin(run)
+    folder = attempts.folder(run, number)
+    about = {"nodes": nodes, "procs": procs, "launcher": launcher, "started_ns": time.time_ns(), "from_step": run.saved_step}
+    write_json(folder / "attempt.json", about)
+    return folder
+
+
+def would_begin(config: Config) -> Path:
+    """The folder that `begin` would make."""
+    run = RunDir.of(config)
+    return attempts.folder(run, max(attempts.numbers(run), default=0) + 1)
+
+
+def start(launch: Launch, env: Mapping[str, str]) -> int:
+    """Run the launch on this machine and return its exit code; on one node this process becomes the agent, and does not return."""
+    whole = plans.environment(launch, env)
+    if launch.nodes == 1:
+        sys.stdout.flush()
+        command = plans.agent(launch, 0)
+        os.execve(command[0], command, whole)  # noqa: S606 (an argument list, no shell)
+    agents = [subprocess.Popen(plans.agent(launch, node), env=whole, start_new_session=True) for node in range(launch.nodes)]
+
+    def forward(number: int, _: object) -> None:
+        for each in agents:
+            if each.poll() is None:
+                each.send_signal(number)
+
+    for number in FORWARDED:
+        signal.signal(number, forward)
+    codes = [each.wait() for each in agents]
+    return next((abs(code) for code in codes if code), 0)

@@ -1,0 +1,50 @@
+"""What a rank does for its node's agent besides training: it shows its stacks when asked, and leaves when the agent is gone."""
+
+import faulthandler
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+from sft_dist.pulse import Pulse
+
+STACKS = signal.SIGRTMIN
+"""An agent asks for the Python stacks by this signal; they can be written even while the main thread waits inside a collective."""
+LOOK_S = 1.0
+PATIENCE_S = 60
+"""Seconds in which a rank without an agent may still save, before it ends whatever it does."""
+
+
+def start(pulse: Pulse, rank: int) -> None:
+    """Stand guard from now to the end of the process; nothing to do where no agent started it."""
+    if pulse.attempt is None:
+        return
+    stacks = (pulse.attempt / f"rank-{rank}.stack").open("w")  # open to the end: it is written when Python itself may be stuck
+    faulthandler.register(STACKS, stacks, all_threads=True)
+    arguments = (pulse, pulse.attempt / f"rank-{rank}.flight.json", os.getppid())
+    threading.Thread(target=_look, args=arguments, name="guard", daemon=True).start()
+
+
+def _look(pulse: Pulse, flight: Path, agent: int) -> None:
+    orphaned: float | None = None
+    while True:
+        time.sleep(LOOK_S)
+        if pulse.wanted:
+            pulse.wanted = False
+            _dump_flight(flight)
+        if os.getppid() != agent and orphaned is None:
+            orphaned = time.monotonic()
+            os.kill(os.getpid(), signal.SIGTERM)  # the ranks agree, save and leave
+        if orphaned is not None and time.monotonic() > orphaned + PATIENCE_S:
+            os._exit(75)
+
+
+def _dump_flight(path: Path) -> None:
+    """The last collectives of this rank, by torch's flight recorder; it holds some where TORCH_FR_BUFFER_SIZE is set."""
+    try:
+        from torch._C import _distributed_c10d as c10d
+
+        path.write_bytes(c10d._dump_fr_trace_json())  # type: ignore[attr-defined]
+    except (ImportError, AttributeError, OSError, RuntimeError):  # a build of torch without it, a full disk: the stacks are there still
+        return
