@@ -8,7 +8,7 @@ from sft_dist.rundir import RunDir, read_json
 
 
 def advice(run: RunDir, verdict: Verdict) -> list[str]:
-    """What to change or to look at first, a sentence a line; empty where there is nothing to do but go on."""
+    """What to change or to look at first, a sentence a line."""
     if verdict.kind == "no progress":
         return _no_progress(run, verdict)
     if verdict.kind == "memory":
@@ -18,12 +18,15 @@ def advice(run: RunDir, verdict: Verdict) -> list[str]:
     if verdict.kind == "killed" and verdict.asked:
         return [f"it was killed while it saved after {verdict.asked}; ask earlier (sbatch --signal=B:USR1@1800)"]
     host = f" (sbatch --exclude={verdict.root.host})" if verdict.root else ""
+    if verdict.root and verdict.root.type == "NodeLost":
+        return [f"if that host does not come back, leave it out{host}; the same command goes on:"]
     return {
+        "done": ["its checkpoints:"],
         "user": ["mend what it says, then start the same command again"],
         "machine": [f"mend what it says, or leave that host out{host}, then start the same command again"],
         "diverged": ["a lower optim.lr, a warm-up or train.clip makes another curve, and needs another run.name"],
         "bug": ["mend the code, then start the same command again"],
-    }.get(verdict.kind, [])
+    }.get(verdict.kind, ["the same command goes on:"])
 
 
 def command(run: RunDir, verdict: Verdict) -> str:
@@ -32,7 +35,9 @@ def command(run: RunDir, verdict: Verdict) -> str:
         return shlex.join(["sft-dist", "ckpt", "ls", str(run.path)])
     if verdict.kind == "running":
         return shlex.join(["sft-launch", "why", str(run.path)])
-    return shlex.join([*_started_by(run, verdict), *_changes(run, verdict)])
+    changes = _changes(run, verdict)
+    keys = tuple(f"{change.partition('=')[0]}=" for change in changes)
+    return shlex.join([*(word for word in _started_by(run, verdict) if not (keys and word.startswith(keys))), *changes])
 
 
 def _started_by(run: RunDir, verdict: Verdict) -> list[str]:
@@ -66,7 +71,7 @@ def _on_host(verdict: Verdict) -> bool:
 def _memory(verdict: Verdict) -> list[str]:
     smaller = "a smaller batch.micro makes more passes a step, and the curve stays the same"
     if _on_host(verdict):
-        return [f"host memory: use fewer data.workers, or ask for more (sbatch --mem=...); {smaller}"]
+        return ["host memory: use fewer data.workers, or ask for more (sbatch --mem=...);", smaller]
     return [f"GPU memory: {smaller}"]
 
 

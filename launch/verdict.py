@@ -22,7 +22,7 @@ WORDS = {
     "memory": "out of memory",
     "killed": "killed from outside",
     "hang": "a hang",
-    "infrastructure": "infrastructure: something outside the run broke it",
+    "infrastructure": "infrastructure failure",
     "diverged": "the numbers diverged",
     "bug": "an error in code",
     "no progress": "no progress",

@@ -20,6 +20,8 @@ from sft_dist.errors import ConfigError
 from sft_dist.rundir import RunDir, read_json
 
 MESSAGE, TRACEBACK, STACK = 5, 7, 6  # lines of each that are shown without --all
+RECENT = 50  # attempts that are read: the verdict looks back as long as nothing moves
+ENDED_WELL = ("done", "saved")
 AGREED = {"ConfigError", "MachineError", "DivergedError"}  # say all they know; where they were raised does not help
 
 
@@ -53,7 +55,7 @@ def look(run: RunDir, number: int | None = None, now_ns: int | None = None) -> V
     number = there[-1] if number is None else number
     if number not in there:
         raise ConfigError(f"{run.path} has no attempt {number}; it has {there[0]} to {there[-1]}")
-    before = [attempts.read(run, each) for each in there if each <= number]
+    before = [attempts.read(run, each) for each in [each for each in there if each <= number][-RECENT:]]
     if number == there[-1]:
         latest = run.pointed_to("latest")
         step = int(latest.name.removeprefix("step-")) if latest else 0
@@ -101,7 +103,8 @@ def to_json(run: RunDir, verdict: Verdict) -> dict[str, Any]:
 def _headline(run: RunDir, verdict: Verdict) -> str:
     attempt = verdict.attempt
     nodes, procs = attempt.about.get("nodes"), attempt.about.get("procs")
-    started = f", {nodes} node(s) x {procs} process(es), {attempt.about.get('launcher', 'no launcher')}" if nodes else ""
+    size = f"{nodes} node{'s' * (nodes != 1)} x {procs} process{'es' * (procs != 1)}"
+    started = f", {size}, {attempt.about.get('launcher', 'no launcher')}" if nodes else ""
     words = WORDS[verdict.cause]
     if verdict.cause == "saved" and verdict.asked:
         words = f"saved and stopped after {verdict.asked}"
@@ -121,22 +124,34 @@ def _cause(verdict: Verdict, everything: bool) -> list[str]:
     root = verdict.root
     if root is None:
         return _no_root(verdict)
-    who = f"rank {root.rank} on {root.host}" if root.rank >= 0 else root.host
-    where = f", in {root.phase} of step {root.step}" if root.phase and verdict.cause != "hang" else ""
-    shown = wrapped(root.message, None if everything else MESSAGE)
-    lines = [f"{who}{where}: {root.type}", *(f"  {line}" for line in shown)]
-    trace = [] if root.type in AGREED and not everything else list(root.traceback)[: None if everything else -1]
-    lines += [cut(f"  | {line}") for line in (trace if everything else trace[-TRACEBACK:])]
-    return [*rows("first cause", lines), *rows("", _hang(verdict)), *rows("", _order(verdict, root)), *rows("", _also(verdict))]
+    shown = [f"  {line}" for line in wrapped(root.message, None if everything else MESSAGE)]
+    where = f", in {root.phase} of step {root.step}" if root.phase else ""
+    if root.told_by == "heartbeats":
+        lines = [root.message, f"the last sign was at {moment(root.time_ns, short=True)}{where}"]
+    elif verdict.cause == "hang":
+        lines = _hang(verdict, root, shown)
+    else:
+        lines = [f"rank {root.rank} on {root.host}{where}: {root.type}", *shown]
+        lines += [cut(f"  | {line}") for line in _traceback(root, everything)]
+    return rows("first cause", [*lines, *_order(verdict, root), *_also(verdict)])
+
+
+def _traceback(root: Failure, everything: bool) -> list[str]:
+    """Its last lines with their source; without the message, which is told already, and the marks under the source."""
+    if everything:
+        return list(root.traceback)
+    frames = root.traceback[: -max(1, len(root.message.splitlines()))]
+    lines = [line for line in frames if not re.fullmatch(r"[ ~^]*|Traceback \(most recent call last\):", line)]
+    return [] if root.type in AGREED else lines[-TRACEBACK:]
 
 
 def _no_root(verdict: Verdict) -> list[str]:
-    consequences, cause = verdict.causes.consequences, verdict.cause
-    if verdict.code == 0:
+    consequences = verdict.causes.consequences
+    if verdict.cause in ENDED_WELL:
         return []
     if not consequences:
         codes = ", ".join(f"node {node.index} ended with {node.ended.get('code')}" for node in verdict.attempt.nodes if node.ended)
-        return rows("first cause", [f"not recorded: {codes or 'no agent and no rank'} left no word of it" if cause != "running" else ""])
+        return rows("first cause", [f"not recorded: {codes + ', and no rank' if codes else 'no agent and no rank'} left a word"])
     first = consequences[0]
     to = f", which points to {peer(first)}" if peer(first) else ""
     lines = ["not recorded: every rank that left a word only lost the others", f"the first was rank {first.rank} on {first.host}{to}:"]
@@ -146,16 +161,16 @@ def _no_root(verdict: Verdict) -> list[str]:
     return rows("first cause", lines)
 
 
-def _hang(verdict: Verdict) -> list[str]:
+def _hang(verdict: Verdict, root: Failure, message: list[str]) -> list[str]:
     behind, waiting = verdict.causes.behind or {}, verdict.causes.waiting or {}
-    if verdict.cause != "hang":
-        return []
     lines = []
     for who, beat in groups(behind):
         since = f" since {moment(beat.since_ns, short=True)}" if beat.since_ns else ""
-        lines.append(f"{who} {'have' if ',' in who or '-' in who else 'has'} been in {beat.phase} of step {beat.step}{since}")
+        host, verb = (f" on {root.host}", "has") if len(behind) == 1 else ("", "have")
+        lines.append(f"{who}{host} {verb} been in {beat.phase} of step {beat.step}{since}")
+    lines += [re.sub(r"^  in [a-z0-9 -]+ since [\d:]+, ", "  ", line) for line in message]
     for who, beat in groups(waiting)[:4]:
-        lines.append(f"{who} {'wait' if ',' in who or '-' in who else 'waits'} in {beat.phase} of step {beat.step}")
+        lines.append(f"{who} {'wait' if who.startswith('ranks') else 'waits'} in {beat.phase} of step {beat.step}")
     path = stack_of(verdict)
     return lines + [cut(f"  | {line}") for line in (_main_thread(path) if path else ())]
 
@@ -192,9 +207,9 @@ def _hidden(verdict: Verdict, everything: bool) -> list[str]:
         begin = verdict.root.time_ns if verdict.root else min((failure.time_ns for failure in consequences), default=0)
         rest = sorted([*consequences, *verdict.causes.same, *verdict.causes.later], key=lambda failure: failure.time_ns)
         return rows("then", [f"{(failure.time_ns - begin) / 1e9:+.1f} s  {attempts.describe(failure)}" for failure in rest])
-    number = len({failure.rank for failure in consequences})
+    number = len({failure.rank for failure in consequences if failure.told_by != "watchdog"})
     told = f"{number} rank{'s' * (number != 1)} only report{'s' * (number == 1)} the consequence; --all shows {'them' if number != 1 else 'it'}"
-    return rows("hidden", [told] if number and verdict.kind not in ("done", "saved") else [])
+    return rows("hidden", [told] if number and verdict.cause not in ENDED_WELL else [])
 
 
 def _standing(run: RunDir, verdict: Verdict) -> list[str]:
@@ -206,7 +221,7 @@ def _standing(run: RunDir, verdict: Verdict) -> list[str]:
         lines = ["none yet; the run begins again from its pretrained weights"]
     else:
         lines = [f"{found.checkpoint}, {'verified' if found.hashed else 'sizes verified (sft-dist ckpt verify reads all of it)'}"]
-    lines[0] += _lost(found) if verdict.code else ""
+    lines[0] += "" if verdict.cause in ENDED_WELL else _lost(found)
     return rows("checkpoint", [*lines, *(f"{name} is damaged, and passed over" for name in found.damaged[:3])])
 
 
