@@ -43,13 +43,13 @@ def sort_out(attempt: Attempt, now_ns: int) -> Causes:
     """The first cause of an attempt's end. The order of its records does not matter, nor how many consequences there are.
 
     What happens within two seconds counts as the same moment, and is decided by who tells it: what a rank itself refused (2, 78,
-    diverged), then any other exception of its own, then a death that an agent saw or the loss of a node, then silence.
+    diverged), then any other exception of its own, then a death that an agent saw or the loss of a node (SIGABRT last), then silence.
     """
     records = sorted((failure for failure in attempt.failures if failure.code != 0), key=_by_time)
     alone = attempt.about.get("nodes") == attempt.about.get("procs") == 1
     consequences = [failure for failure in records if is_consequence(failure, alone)]
     silent = [failure for failure in records if failure.told_by == "watchdog"]
-    primary = [failure for failure in records if failure not in consequences and failure not in silent]
+    primary = [failure for failure in records if failure.told_by != "watchdog" and not is_consequence(failure, alone)]
     primary += lost_nodes(attempt, now_ns) + silent[:1]
     root = _first(primary) or next(iter(_never_came(attempt)), None)
     if root is None:
@@ -59,11 +59,12 @@ def sort_out(attempt: Attempt, now_ns: int) -> Causes:
     if root.told_by == "watchdog":
         behind, waiting = _positions(attempt, silent)
         root = _silent_one(attempt, silent, behind)
-    rest = [failure for failure in primary if failure != root and failure not in silent]
-    same = [failure for failure in rest if (failure.type, failure.message) == (root.type, root.message) and root.told_by == "rank"]
+    rest = [failure for failure in primary if failure != root and failure.told_by != "watchdog"]
+    said = (root.type, root.message, "rank")
+    same = [failure for failure in rest if (failure.type, failure.message, failure.told_by) == said]
     waiters = [failure for failure in silent if failure != root]
     consequences = sorted([*consequences, *waiters], key=_by_time)
-    return Causes(root, tuple(same), tuple(consequences), tuple(f for f in rest if f not in same), behind, waiting)
+    return Causes(root, tuple(same), tuple(consequences), tuple(f for f in rest if (f.type, f.message, f.told_by) != said), behind, waiting)
 
 
 def is_consequence(failure: Failure, alone: bool = False) -> bool:
@@ -141,8 +142,10 @@ def _first(primary: Collection[Failure]) -> Failure | None:
 
 
 def _weight(failure: Failure) -> int:
+    if failure.signal == "SIGABRT":
+        return 3  # NCCL's own watchdog aborts a rank that has lost another
     refused = failure.code in (2, 78) or failure.type == "DivergedError"
-    return {"rank": 0 if refused else 1, "agent": 2, "heartbeats": 2}.get(failure.told_by, 3)
+    return {"rank": 0 if refused else 1, "agent": 2, "heartbeats": 2}.get(failure.told_by, 4)
 
 
 def _by_time(failure: Failure) -> tuple[int, int, int, str, str]:

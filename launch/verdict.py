@@ -26,7 +26,7 @@ WORDS = {
     "diverged": "the numbers diverged",
     "bug": "an error in code",
     "no progress": "no progress",
-    "unknown": "not known",
+    "unknown": "no end is recorded: it still goes on, or was killed as a whole",
 }
 
 
@@ -62,6 +62,8 @@ def judge(attempts: Sequence[Attempt], now_ns: int, latest: int | None = None, o
     attempt = attempts[-1]
     causes = sort_out(attempt, now_ns)
     cause, code = _kind(attempt, causes, outcome or {})
+    if code == 0:  # what went wrong on the way, or while the ranks left, did no harm
+        causes = Causes(None, consequences=tuple(attempt.failures))
     asked = next((str(node.ended["asked"]) for node in attempt.nodes if node.ended and node.ended.get("asked")), None)
     made = _made(attempts, len(attempts) - 1, latest)
     stuck = _stuck(attempts, cause, causes, now_ns, latest) if cause in RETRIED and code in (0, 75) else None
@@ -81,16 +83,16 @@ def _kind(attempt: Attempt, causes: Causes, outcome: Mapping[str, Any]) -> tuple
     """What this attempt is by itself, and its exit code."""
     about_this = outcome.get("attempt") == attempt.number
     codes = [node.ended.get("code") for node in attempt.nodes if node.ended is not None]
-    if causes.root is not None:
-        return _kind_of(causes.root)
     if about_this and outcome.get("outcome") in ("done", "saved"):
         return str(outcome["outcome"]), 0
     if codes and len(codes) == len(attempt.nodes) and not any(codes):
         return "saved" if any(node.ended and node.ended.get("asked") for node in attempt.nodes) else "done", 0
+    if causes.root is not None:
+        return _kind_of(causes.root)
     if causes.consequences:
         return "infrastructure", 75
     if codes:
-        code = next((code for code in codes if code), 75)
+        code = next((code for code in codes if isinstance(code, int) and code), 75)
         return {2: "user", 78: "machine", 75: "infrastructure", 1: "bug"}.get(code, "unknown"), code
     if attempt.nodes:
         return "running", 0

@@ -56,4 +56,7 @@ def ranks(numbers: Iterable[int]) -> str:
 
 def moment(ns: int, short: bool = False) -> str:
     """A time since 1970 on the clock of whoever looks, with or without the day."""
-    return datetime.fromtimestamp(ns / 1e9).astimezone().strftime("%H:%M:%S" if short else "%Y-%m-%d %H:%M:%S")
+    try:
+        return datetime.fromtimestamp(ns / 1e9).astimezone().strftime("%H:%M:%S" if short else "%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):
+        return "an unknown time"

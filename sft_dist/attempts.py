@@ -135,9 +135,13 @@ def _older(file: Path) -> Failure | None:
 
 def _node(place: Path) -> Node:
     told = read_json(place / "heartbeats.json")
+    ranks = told.get("ranks")
     beats: dict[int, Beat] = {}
-    with suppress(TypeError, ValueError, AttributeError):  # of another version
-        beats = {int(rank): Beat(**beat) for rank, beat in told.get("ranks", {}).items()}
+    for rank, beat in ranks.items() if isinstance(ranks, dict) else ():
+        with suppress(TypeError, ValueError):  # of another version
+            made = Beat(**beat)
+            numbers = (made.pid, made.step, made.since_ns, made.count)
+            beats |= {int(rank): made} if all(isinstance(number, int) for number in numbers) and isinstance(made.phase, str) else {}
     ended = read_json(place / "exit.json") or None
     beaten = told.get("time_ns", 0)
     return Node(

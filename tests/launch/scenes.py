@@ -225,6 +225,17 @@ def no_agent(run: RunDir) -> None:
     attempts.write_failure(path, consequence(0))
 
 
+def no_word(run: RunDir) -> None:
+    attempts.folder(run, 1).mkdir(parents=True)
+    os.utime(attempts.folder(run, 1), ns=(at(-600), at(-600)))
+    os.utime(run.metrics, ns=(at(0), at(0)))
+
+
+def torn_node(run: RunDir) -> None:
+    attempt(run, [failure(3, "AttributeError", "'NoneType' object has no attribute 'close'")], {0: {"code": 0}, 1: None}, beaten={1: 0})
+    write_json(run.outcome, {"outcome": "done", "step": 10, "attempt": 1, "reason": "all 10 steps are made"})
+
+
 def older(run: RunDir) -> None:
     path = attempts.folder(run, 1)
     path.mkdir(parents=True)
@@ -238,6 +249,6 @@ SCENES: dict[str, Callable[[RunDir], None]] = {
     scene.__name__: scene
     for scene in (
         user_error, bug, killed, kernel_memory, gpu_memory, hang, stopped, network_hang, diverged, lost_node, all_lost, no_progress,
-        saved, slow_start, done, only_consequences, hostile, running, no_agent, older,
+        saved, slow_start, done, only_consequences, hostile, running, no_agent, no_word, torn_node, older,
     )
 }  # fmt: skip

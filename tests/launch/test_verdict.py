@@ -97,6 +97,12 @@ def test_within_two_seconds_a_refusal_comes_before_an_exception_that_nobody_know
     assert verdict(strange, MISTAKE).root == MISTAKE
 
 
+def test_within_two_seconds_an_abort_comes_after_any_other_death() -> None:
+    abort = failure(0, "Killed", "killed by SIGABRT", 1, -0.5, signal="SIGABRT", told_by="agent")
+    assert verdict(abort, KILL).root == KILL
+    assert verdict(abort, consequence(1)).root == abort
+
+
 def test_what_all_ranks_raise_alike_is_told_by_the_first_rank() -> None:
     alike = [failure(rank, "RuntimeError", "rank 0: OSError: no such file", 1, 0.1 * (3 - rank)) for rank in range(4)]
     found = verdict(*alike)
@@ -200,6 +206,11 @@ def test_an_end_without_failures_is_done_or_saved() -> None:
     assert verdict(nodes=[node(0, code=0, asked="SIGTERM"), node(1, code=0)]).retry is False
     torn = failure(1, "RuntimeError", "Error waiting on exit barrier: Connection reset by peer")
     assert verdict(torn, nodes=[node(0, code=0), node(1, code=0)]).kind == "done"
+
+
+def test_failures_that_a_restart_mended_are_not_held_against_a_run_that_ended_well() -> None:
+    found = verdict(BUG, nodes=[node(0, code=0), node(1, code=0)])
+    assert (found.kind, found.code, found.root) == ("done", 0, None)
 
 
 def test_an_agents_own_refusal_keeps_its_code() -> None:

@@ -1,19 +1,22 @@
 """The screen on how a run ended: pinned by golden files over folders as agents and ranks leave them."""
 
 import json
+import tempfile
 import time
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scenes import SCENES, at, attempt, begin, consequence, failure
 
 from launch.why import find, look, screen, to_json, why_command
 from sft_dist import attempts
 from sft_dist.errors import ConfigError
 from sft_dist.pulse import Beat
-from sft_dist.rundir import RunDir, write_json
+from sft_dist.rundir import RunDir, read_json, write_json
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "why"
 NOW = {"running": at(1), "all_lost": at(300), "lost_node": at(20)}
@@ -102,10 +105,12 @@ def test_files_that_a_crash_or_another_version_left_do_not_hide_the_rest() -> No
     (place / "node-0" / "rank-0.json").write_text('{"time_ns": "soon", "rank": null')
     (place / "node-0" / "rank-1.json").write_text(json.dumps({"time_ns": "soon", "rank": 1, "surprise": True}))
     (place / "node-1" / "rank-9.json").write_text(json.dumps({**vars(consequence(3)), "time_ns": "soon"}))
-    (place / "node-0" / "heartbeats.json").write_text(json.dumps({"time_ns": None, "ranks": {"x": {"pid": 1}}}))
+    beats = {"x": {"pid": 1}, "1": {**vars(Beat(1, 13, "data", 0, 1)), "step": "late"}, "0": vars(Beat(1, 13, "data", 0, 1))}
+    (place / "node-0" / "heartbeats.json").write_text(json.dumps({"time_ns": None, "ranks": beats}))
     run.metrics.write_bytes(b"\xff\xfe\n{}\n")
     verdict = look(run, now_ns=at(60))
     assert (verdict.kind, verdict.root and verdict.root.rank) == ("user", 2)
+    assert list(verdict.attempt.nodes[0].beats) == [0]
     assert any("ConfigError" in line for line in screen(run, verdict))
 
 
@@ -136,3 +141,44 @@ def test_heartbeats_of_now_are_a_run_that_goes_on() -> None:
     verdict = look(run)
     assert (verdict.kind, verdict.code, verdict.retry) == ("running", 0, False)
     assert "      ranks  rank 0 forward of step 13" in screen(run, verdict)
+
+
+VALUES = st.none() | st.booleans() | st.integers() | st.text(max_size=9) | st.lists(st.integers(), max_size=2) | st.just({"code": "x"})
+FILES = {
+    "attempts/1/attempt.json": ["nodes", "procs", "launcher", "started_ns", "from_step", "command"],
+    "attempts/1/node-0/agent.json": ["host"],
+    "attempts/1/node-0/heartbeats.json": ["time_ns", "ranks"],
+    "attempts/1/node-1/exit.json": ["code", "time_ns", "asked", "step"],
+    "attempts/1/node-0/rank-0.json": [
+        "time_ns",
+        "rank",
+        "host",
+        "step",
+        "phase",
+        "code",
+        "message",
+        "node",
+        "traceback",
+        "signal",
+        "told_by",
+    ],
+    "attempts/1/error-rank1.json": ["type", "message", "rank", "host"],
+    "checkpoints/step-00000010/MANIFEST.json": ["format", "step", "files"],
+    "outcome.json": ["outcome", "attempt"],
+    "plan.json": ["micro_batch"],
+    "env.json": ["argv"],
+}
+
+
+@settings(max_examples=40)
+@given(st.data())
+def test_no_content_of_a_file_keeps_the_screen_from_coming(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        run = begin(Path(folder) / "pets")
+        SCENES[data.draw(st.sampled_from(["killed", "hang", "no_agent", "saved", "only_consequences"]))](run)
+        name = data.draw(st.sampled_from(sorted(FILES)))
+        content = {**read_json(run.path / name), **data.draw(st.dictionaries(st.sampled_from(FILES[name]), VALUES, min_size=1))}
+        (run.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (run.path / name).write_text(json.dumps(content))
+        verdict = look(run, now_ns=at(60))
+        assert screen(run, verdict) and screen(run, verdict, everything=True) and json.dumps(to_json(run, verdict))
