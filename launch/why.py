@@ -169,10 +169,11 @@ def _hang(verdict: Verdict, root: Failure, message: list[str]) -> list[str]:
         host, verb = (f" on {root.host}", "has") if len(behind) == 1 else ("", "have")
         lines.append(f"{who}{host} {verb} been in {beat.phase} of step {beat.step}{since}")
     lines += [re.sub(r"^  in [a-z0-9 -]+ since [\d:]+, ", "  ", line) for line in message]
+    path = stack_of(verdict)
+    lines += [cut(f"  | {line}") for line in (_main_thread(path) if path else ())]
     for who, beat in groups(waiting)[:4]:
         lines.append(f"{who} {'wait' if who.startswith('ranks') else 'waits'} in {beat.phase} of step {beat.step}")
-    path = stack_of(verdict)
-    return lines + [cut(f"  | {line}") for line in (_main_thread(path) if path else ())]
+    return lines
 
 
 def _main_thread(path: Path) -> list[str]:

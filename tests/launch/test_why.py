@@ -170,7 +170,7 @@ FILES = {
 }
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(st.data())
 def test_no_content_of_a_file_keeps_the_screen_from_coming(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:
