@@ -4,7 +4,8 @@ import socket
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,9 @@ def read(run: RunDir, number: int) -> Attempt:
     path = folder(run, number)
     records = [*path.glob("rank-*.json"), *path.glob("node-*/rank-*.json")]
     failures = [failure for file in records if (failure := _failure(read_json(file)))]
+    failures += [
+        failure for file in path.glob("error-rank*.json") if (failure := _older(file)) and failure.rank not in {f.rank for f in failures}
+    ]
     nodes = [_node(place) for place in path.glob("node-*") if place.name.removeprefix("node-").isdigit()]
     return Attempt(
         number,
@@ -125,19 +129,43 @@ def read(run: RunDir, number: int) -> Attempt:
 def _failure(content: Mapping[str, Any]) -> Failure | None:
     known = {f.name for f in fields(Failure)}
     try:
-        return Failure(**{name: value for name, value in content.items() if name in known})
+        made = Failure(**{name: value for name, value in content.items() if name in known})
     except TypeError:
         return None
+    numbers = (made.time_ns, made.rank, made.step, made.code, made.node)
+    words = (made.host, made.phase, made.type, made.message, made.told_by)
+    whole = all(isinstance(number, int) for number in numbers) and all(isinstance(word, str) for word in words)
+    lines = made.traceback if isinstance(made.traceback, list) else []
+    return replace(made, traceback=tuple(str(line) for line in lines)) if whole else None
+
+
+def _older(file: Path) -> Failure | None:
+    """The record that a rank left before there were beats: neither step nor phase, and the time is the file's."""
+    told = read_json(file)
+    kind = str(told.get("type", ""))
+    code = {"ConfigError": 2, "MachineError": 78, "InfrastructureError": 75}.get(kind, 1)
+    place = {"time_ns": file.stat().st_mtime_ns, "rank": told.get("rank"), "host": told.get("host"), "step": 0, "phase": ""}
+    return _failure({**place, "code": code, "type": kind, "message": told.get("message")})
 
 
 def _node(place: Path) -> Node:
     told = read_json(place / "heartbeats.json")
-    beats = {int(rank): Beat(**beat) for rank, beat in told.get("ranks", {}).items()}
+    ranks = told.get("ranks")
+    beats: dict[int, Beat] = {}
+    for rank, beat in ranks.items() if isinstance(ranks, dict) else ():
+        with suppress(TypeError, ValueError):  # of another version
+            made = Beat(**beat)
+            numbers = (made.pid, made.step, made.since_ns, made.count)
+            beats |= {int(rank): made} if all(isinstance(number, int) for number in numbers) and isinstance(made.phase, str) else {}
     ended = read_json(place / "exit.json") or None
-    return Node(int(place.name.removeprefix("node-")), read_json(place / "agent.json"), beats, told.get("time_ns", 0), ended)
+    beaten = told.get("time_ns", 0)
+    return Node(
+        int(place.name.removeprefix("node-")), read_json(place / "agent.json"), beats, beaten if isinstance(beaten, int) else 0, ended
+    )
 
 
 def describe(failure: Failure) -> str:
     """One line: who, where, when in the run, and what."""
-    first = failure.message.splitlines()[0]
-    return f"rank {failure.rank} on {failure.host}, in {failure.phase} of step {failure.step}: {failure.type}: {first}"
+    first = next(iter(failure.message.splitlines()), "")
+    where = f", in {failure.phase} of step {failure.step}" if failure.phase else ""
+    return f"rank {failure.rank} on {failure.host}{where}: {failure.type}: {first}"

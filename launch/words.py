@@ -1,0 +1,62 @@
+"""How the screen puts values into words, in lines that no terminal obeys."""
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from sft_dist.pulse import Beat
+
+WIDTH = 130
+
+
+def plain(text: str) -> str:
+    """Printable ASCII, and everything else escaped: a hostile message must not drive the terminal."""
+    return "".join(letter if " " <= letter <= "~" else letter.encode("unicode_escape").decode() for letter in text.replace("\t", "    "))
+
+
+def cut(line: str) -> str:
+    """A line as far as it fits."""
+    shown = plain(line)
+    return shown if len(shown) <= WIDTH else f"{shown[: WIDTH - 3]}..."
+
+
+def wrapped(message: str, most: int | None) -> list[str]:
+    """A message in lines that fit, of which only the first are shown where there are more than `most`."""
+    lines = [part for line in message.splitlines() for part in textwrap.wrap(plain(line), WIDTH)]
+    if most is None or len(lines) <= most:
+        return lines
+    return [*lines[:most], f"({len(lines) - most} more lines; --all)"]
+
+
+def rows(label: str, lines: Sequence[str]) -> list[str]:
+    """Lines under a label, which stands before the first of them."""
+    return [f"{label if not index else '':>11}  {line}" for index, line in enumerate(lines)]
+
+
+def groups(beats: Mapping[int, Beat]) -> list[tuple[str, Beat]]:
+    """Ranks that are at the same place, together; since the first of them came there."""
+    places: dict[tuple[int, str], list[int]] = {}
+    for rank in sorted(beats):
+        places.setdefault((beats[rank].step, beats[rank].phase), []).append(rank)
+    return [(ranks(there), replace(beats[there[0]], since_ns=min(beats[rank].since_ns for rank in there))) for there in places.values()]
+
+
+def ranks(numbers: Iterable[int]) -> str:
+    """`rank 1`, `ranks 0, 2-5`."""
+    runs: list[list[int]] = []
+    for rank in sorted(set(numbers)):
+        if runs and rank == runs[-1][-1] + 1:
+            runs[-1].append(rank)
+        else:
+            runs.append([rank])
+    text = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}{', ' if len(run) == 2 else '-'}{run[-1]}" for run in runs)
+    return f"rank{'s' * (sum(map(len, runs)) != 1)} {text}"
+
+
+def moment(ns: int, short: bool = False) -> str:
+    """A time since 1970 on the clock of whoever looks, with or without the day."""
+    try:
+        return datetime.fromtimestamp(ns / 1e9).astimezone().strftime("%H:%M:%S" if short else "%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError, OSError):
+        return "an unknown time"
