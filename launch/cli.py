@@ -1,5 +1,6 @@
 """`sft-launch`: one plan, every way to start it."""
 
+import json
 import os
 import socket
 import sys
@@ -41,7 +42,9 @@ def run(config: Path, overrides: tuple[str, ...], procs: int | None, nodes: int,
         click.echo("\n".join(["this run is finished; a longer train.duration goes on from its end", *rundir.summary(done)]))
         return
     each = procs or size
-    folder = local.would_begin(settings) if dry_run else local.begin(settings, nodes, each, "sft-launch run")
+    where = ["--procs", str(each), *(["--nodes", str(nodes), "--simulate"] if simulate else [])]
+    again = ["sft-launch", "run", *where, str(config), *overrides]
+    folder = local.would_begin(settings) if dry_run else local.begin(settings, nodes, each, "sft-launch run", again)
     launch = plans.Launch(config, overrides, nodes, each, folder.absolute(), port=0 if nodes == 1 else _free_port())
     if dry_run:
         click.echo("\n".join(plans.describe(launch, os.environ)))
@@ -67,7 +70,37 @@ def begin(config: Path, overrides: tuple[str, ...], nodes: int, procs: int, laun
     if done := rundir.finished(settings):
         click.echo("\n".join(["this run is finished; a longer train.duration goes on from its end", *rundir.summary(done)]), err=True)
         return
-    click.echo(str(local.begin(settings, nodes, procs, launcher).absolute()))
+    again = ["sbatch", f"--nodes={nodes}", "slurm/finetune.sh", str(config), *overrides]
+    click.echo(str(local.begin(settings, nodes, procs, launcher, again).absolute()))
+
+
+@cli.command()
+@click.argument("run_folder", type=click.Path(path_type=Path), metavar="RUN")
+def again(run_folder: Path) -> None:
+    """Say whether the last attempt at RUN is worth another one, by exit code 0 or 1, and why.
+
+    For scripts that queue a job again: slurm/finetune.sh.
+    """
+    from launch import why
+
+    verdict = why.look(why.find(run_folder))
+    click.echo(f"attempt {verdict.attempt.number}: {verdict.why}")
+    sys.exit(0 if verdict.retry else 1)
+
+
+@cli.command()
+@click.argument("run_folder", type=click.Path(path_type=Path), metavar="RUN")
+@click.option("--all", "everything", is_flag=True, help="Also those that only report the consequence, whole tracebacks, earlier attempts.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--attempt", type=click.IntRange(1), help="This attempt; by default the last one.")
+def why(run_folder: Path, everything: bool, as_json: bool, attempt: int | None) -> None:
+    """Say how RUN ended: the first cause, what is lost, and what to type next."""
+    from launch import why as screens
+
+    run = screens.find(run_folder)
+    verdict = screens.look(run, attempt)
+    told = [json.dumps(screens.to_json(run, verdict), indent=1)] if as_json else screens.screen(run, verdict, everything)
+    click.echo("\n".join(told))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -74,7 +74,8 @@ def refuse_inside_a_rank(env: Mapping[str, str]) -> None:
 
 def rank_environment(place: Place, env: Mapping[str, str], pulses: Path) -> dict[str, str]:
     """What the ranks of this node find in their environment, beside torchrun's variables; a choice of the user's stays."""
-    threads = max(1, processors() // place.procs)
+    share = int(env.get("SLURM_CPUS_PER_TASK") or processors())  # a cluster that does not bind tasks still has promised no more
+    threads = max(1, min(share, processors()) // place.procs)
     chosen = {"OMP_NUM_THREADS": str(threads), "TORCH_FR_BUFFER_SIZE": "2000"}
     if wire := interface_towards(place.head):
         chosen |= {"GLOO_SOCKET_IFNAME": wire, "NCCL_SOCKET_IFNAME": wire}

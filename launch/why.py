@@ -1,13 +1,10 @@
 """One screen on how a run ended: the first cause first, what is lost, and what to type next."""
 
-import json
 import re
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import click
 
 from launch.advice import advice, command, stack_of
 from launch.causes import last_sign, peer
@@ -23,20 +20,6 @@ MESSAGE, TRACEBACK, STACK = 5, 7, 6  # lines of each that are shown without --al
 RECENT = 50  # attempts that are read: the verdict looks back as long as nothing moves
 ENDED_WELL = ("done", "saved")
 AGREED = {"ConfigError", "MachineError", "DivergedError"}  # say all they know; where they were raised does not help
-
-
-@click.command("why")
-@click.argument("run_folder", type=click.Path(path_type=Path), metavar="RUN")
-@click.option(
-    "--all", "everything", is_flag=True, help="Also the ranks that only report the consequence, whole tracebacks, and the attempts before."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--attempt", type=click.IntRange(1), help="This attempt; by default the last one.")
-def why_command(run_folder: Path, everything: bool, as_json: bool, attempt: int | None) -> None:
-    """Say how RUN ended: the first cause, what is lost, and what to type next."""
-    run = find(run_folder)
-    verdict = look(run, attempt)
-    click.echo(json.dumps(to_json(run, verdict), indent=1) if as_json else "\n".join(screen(run, verdict, everything)))
 
 
 def find(path: Path) -> RunDir:

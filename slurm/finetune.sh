@@ -1,8 +1,8 @@
 #!/bin/bash
 # sbatch slurm/finetune.sh configs/x.yaml [key=value]...
 #
-# Fine-tunes on all nodes of the job, one torchrun a node; submit it from the repository. Ten minutes before the time limit
-# all ranks save, and the job goes back into the queue and on from there. slurm/README.md: what to change for a cluster.
+# Fine-tunes on all nodes of the job, one agent a node; submit it from the repository. Ten minutes before the time limit all
+# ranks save, and the job goes back into the queue and on from there. slurm/README.md: what to change for a cluster.
 #SBATCH --job-name=sft-dist
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -15,66 +15,58 @@
 set -u
 
 cd "${SLURM_SUBMIT_DIR:?is not set: start this with sbatch}" || exit 78
-[ -f sft_dist/train.py ] || { echo "$PWD has no sft_dist/train.py: submit from the repository" >&2; exit 2; }
+code=${SFT_CODE:-$PWD} # what `sft-launch slurm submit` has put aside, or the repository
+[ -f "$code/sft_dist/train.py" ] || { echo "$code has no sft_dist/train.py: submit from the repository" >&2; exit 2; }
 python=${SFT_PYTHON:-python}
-[ -n "${SFT_PYTHON:-}" ] || [ ! -x .venv/bin/python ] || python=.venv/bin/python
+[ -n "${SFT_PYTHON:-}" ] || [ ! -x .venv/bin/python ] || python=$PWD/.venv/bin/python
 
 # A job that was submitted from inside another one inherits what that one's launcher had set.
 unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK GROUP_WORLD_SIZE ROLE_RANK ROLE_WORLD_SIZE MASTER_ADDR MASTER_PORT
 for name in "${!TORCHELASTIC_@}" "${!PET_@}"; do unset "$name"; done
+export PYTHONPATH=$code${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+launch() { "$python" -P -m launch "$@"; } # -P: this folder must not bring other code than $code
 
 nodes=$SLURM_JOB_NUM_NODES
 procs=${SFT_PROCS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
-cpus=${SLURM_CPUS_PER_TASK:-1}
+start=$((${SLURM_RESTART_COUNT:-0} + 1))
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address=$(scontrol show node "$head" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p') # what Slurm itself calls the node
 port=$((20000 + SLURM_JOB_ID % 12000))                                          # below the ephemeral range, and not everybody's 29500
-export SFT_EXPECT_WORLD=$((nodes * procs))
-export PYTHONUNBUFFERED=1 # `srun --unbuffered` would do it with a terminal, and fill the log with progress bars
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cpus > procs ? cpus / procs : 1))}
-echo "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $nodes node(s) x $procs process(es), head $head ($address:$port)"
+echo "job $SLURM_JOB_ID, start $start: $nodes node(s) x $procs process(es), head $head ($address:$port)"
 
-# What can be refused is refused here, once, with the exit code that says why: torchrun turns every failure into 1.
-"$python" -m sft_dist plan --quick --world "$SFT_EXPECT_WORLD" "$@" >/dev/null || exit
-
-# On each node: a shell that hands signals to the ranks alone. torchrun would die of USR1, and kill the ranks 30 seconds after
-# TERM; here it ignores both, and ends when its ranks have saved and left. Where Slurm signals only the first process of a task
-# (proctrack/cgroup) that is this shell; where it signals all of them (linuxproc) the ranks hear it twice, which does no harm.
-# shellcheck disable=SC2016 # expanded on the node: here SLURM_PROCID is 0
-on_node='
-trap "" USR1 TERM
-"$0" -m torch.distributed.run --node-rank "$SLURM_PROCID" --signals-to-handle SIGINT "$@" & agent=$!
-for signal in USR1 TERM; do trap "pkill -$signal -P $agent" $signal; done
-while kill -0 $agent 2>/dev/null; do wait $agent; done
-wait $agent'
-srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --cpus-per-task="$cpus" --gpu-bind=none --kill-on-bad-exit=1 \
-    bash -c "$on_node" "$python" --nnodes "$nodes" --nproc-per-node "$procs" --master-addr "$address" --master-port "$port" \
-    sft_dist/train.py "$@" &
+# What can be refused is refused here, once, before anything is started.
+attempt=$(launch begin --nodes "$nodes" --procs "$procs" --launcher "Slurm job $SLURM_JOB_ID, start $start" "$@") || exit
+[ -n "$attempt" ] || exit 0 # the run was finished before
+run=${attempt%/attempts/*}
+srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --gpu-bind=none --kill-on-bad-exit=1 \
+    "$python" -P -m launch.node_agent --nodes "$nodes" --procs "$procs" --head "$address" --port "$port" --attempt "$attempt" "$@" &
 step=$!
 
-# Bash runs a trap only when `wait` returns: srun is in the background. Signals are repeated, as a rank that still starts hears none.
+# Bash runs a trap only when `wait` returns: srun is in the background. Signals are repeated, as an agent that still starts hears none.
 # shellcheck disable=SC2317 # called by the traps
 forward() {
+    asked=$1
     echo "$(date +%T) $1: all ranks are asked to save and stop"
     while kill -0 "$step" 2>/dev/null; do
         scancel --signal="$1" "$SLURM_JOB_ID.0" 2>/dev/null
         sleep 20
     done &
 }
-requeue=no
-trap 'requeue=yes; forward USR1' USR1
-trap 'requeue=no; forward TERM' TERM
+asked=none
+trap 'forward USR1' USR1
+trap 'forward TERM' TERM
 while kill -0 "$step" 2>/dev/null; do wait "$step"; done
 wait "$step"
 code=$?
 
-# Before its time limit Slurm sends USR1; what was saved then goes on in a later job. TERM means that it shall end.
-outcome='import sys, pathlib; from sft_dist import parse, rundir
-run = rundir.RunDir.of(parse.load(pathlib.Path(sys.argv[1]), sys.argv[2:]))
-print(rundir.read_json(run.outcome).get("outcome"))'
-if [ "$requeue" = yes ] && [ "$("$python" -c "$outcome" "$@")" = saved ]; then
-    echo "$(date +%T) saved; the job goes back into the queue"
+# The agent of node 0 tells what went wrong; where it died itself, this does.
+[ "$code" = 0 ] || [ -e "$attempt/node-0/exit.json" ] || launch why "$run"
+# TERM: somebody cancelled the job, unless a job of more weight took its place. Else the run's own records say whether it is worth it.
+[ "$asked" != TERM ] || scontrol show job "$SLURM_JOB_ID" | grep -q 'PreemptTime=[0-9]' || exit "$code"
+if again=$(launch again "$run") && [ "$start" -lt "${SFT_MAX_STARTS:-100}" ]; then
+    echo "$(date +%T) $again; the job goes back into the queue"
     [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || SLURM_JOB_ID=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
     exec scontrol requeue "$SLURM_JOB_ID" # Slurm ends this script
 fi
+echo "$(date +%T) $again; the job ends here"
 exit "$code"

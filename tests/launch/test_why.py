@@ -5,14 +5,14 @@ import tempfile
 import time
 from pathlib import Path
 
-import click
 import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scenes import SCENES, at, attempt, begin, consequence, failure
 
-from launch.why import find, look, screen, to_json, why_command
+from launch.cli import cli
+from launch.why import find, look, screen, to_json
 from sft_dist import attempts
 from sft_dist.errors import ConfigError
 from sft_dist.pulse import Beat
@@ -123,13 +123,12 @@ def test_json_holds_the_records_as_they_were() -> None:
 
 def test_the_command_exits_with_zero_when_it_could_tell() -> None:
     run = staged("killed")
-    done = CliRunner().invoke(why_command, [str(run.path)])
+    done = CliRunner().invoke(cli, ["why", str(run.path)])
     assert done.exit_code == 0
     assert done.output.startswith("runs/pets, attempt 1, 2 nodes x 2 processes, sft-launch run: killed from outside")
-    told = CliRunner().invoke(why_command, [str(run.path), "--json", "--attempt", "1"])
+    told = CliRunner().invoke(cli, ["why", str(run.path), "--json", "--attempt", "1"])
     assert json.loads(told.output)["root"]["rank"] == 3
-    assert isinstance(CliRunner().invoke(why_command, ["nowhere"]).exception, ConfigError)
-    assert isinstance(why_command, click.Command)
+    assert isinstance(CliRunner().invoke(cli, ["why", "nowhere"]).exception, ConfigError)
 
 
 def test_heartbeats_of_now_are_a_run_that_goes_on() -> None:
