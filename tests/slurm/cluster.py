@@ -115,10 +115,11 @@ class Cluster:
     def start_node(self, node: str) -> None:
         self._start(node, "slurmd", "-D", "-N", node)
 
-    def kill_node(self, node: str) -> None:
-        """SIGKILL to the node's slurmd; the steps that it started live on, as they do on a real node."""
+    def lose_node(self, node: str) -> None:
+        """SIGKILL to the node's slurmd, and what the controller does by itself after SlurmdTimeout. The steps live on, without their slurmd."""
         self.daemons[node].kill()
         self.daemons[node].wait()
+        self._ask("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost")
 
     def sbatch(self, folder: Path, *arguments: str) -> str:
         """Submit from a folder; the job's number."""
@@ -150,9 +151,10 @@ class Cluster:
         """Until Slurm has put the job back into its queue: once is meant."""
         _until(lambda: self.state(job)["Restarts"] == "1", limit_s, f"job {job} was not requeued\n{self.log(job)[-6000:]}")
 
-    def processes_of(self, job: str) -> list[int]:
-        """Every process that the job started on any node, and that still runs."""
-        return processes(f"SLURM_CONF={self.env['SLURM_CONF']}", f"SLURM_JOB_ID={self.state(job)['JobId']}")
+    def assert_nothing_is_left(self, job: str) -> None:
+        """No process that the job started, on any node, outlives it by more than a few seconds."""
+        variables = f"SLURM_CONF={self.env['SLURM_CONF']}", f"SLURM_JOB_ID={self.state(job)['JobId']}"
+        _until(lambda: not processes(*variables), 5, f"processes of job {job} outlive it")
 
     def _is_up(self) -> bool:
         dead = [name for name, daemon in self.daemons.items() if daemon.poll() is not None]
