@@ -101,25 +101,22 @@ class Cluster:
         for daemon in reversed(self.daemons.values()):
             daemon.kill()
             daemon.wait()
-        left = f"SLURM_CONF={self.env['SLURM_CONF']}"
         for _ in range(50):
-            for process in processes(left):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
-            if not processes(left):
+            if not self._kill():
                 break
             time.sleep(0.1)
         shutil.rmtree(self.folder)
-        assert not processes(left), "processes of the cluster outlive it"
+        assert not self._kill(), "processes of the cluster outlive it"
 
     def start_node(self, node: str) -> None:
         self._start(node, "slurmd", "-D", "-N", node)
 
     def lose_node(self, node: str) -> None:
-        """SIGKILL to the node's slurmd, and what the controller does by itself after SlurmdTimeout. The steps live on, without their slurmd."""
+        """SIGKILL to the node's slurmd and to every task on it, and what the controller does once it misses them (SlurmdTimeout)."""
         self.daemons[node].kill()
         self.daemons[node].wait()
         self._ask("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost")
+        self._kill(f"SLURMD_NODENAME={node}")
 
     def sbatch(self, folder: Path, *arguments: str) -> str:
         """Submit from a folder; the job's number."""
@@ -153,8 +150,19 @@ class Cluster:
 
     def assert_nothing_is_left(self, job: str) -> None:
         """No process that the job started, on any node, outlives it by more than a few seconds."""
-        variables = f"SLURM_CONF={self.env['SLURM_CONF']}", f"SLURM_JOB_ID={self.state(job)['JobId']}"
-        _until(lambda: not processes(*variables), 5, f"processes of job {job} outlive it")
+        number = self.state(job)["JobId"]
+        _until(lambda: not self._processes(f"SLURM_JOB_ID={number}"), 5, f"processes of job {job} outlive it")
+
+    def _processes(self, *variables: str) -> list[int]:
+        return processes(f"SLURM_CONF={self.env['SLURM_CONF']}", *variables)
+
+    def _kill(self, *variables: str) -> list[int]:
+        """SIGKILL to all processes of the cluster, or to those with these variables; returns which they were."""
+        found = self._processes(*variables)
+        for process in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        return found
 
     def _is_up(self) -> bool:
         dead = [name for name, daemon in self.daemons.items() if daemon.poll() is not None]

@@ -75,7 +75,7 @@ def test_a_warning_before_the_time_limit_saves_queues_again_and_goes_on(submit, 
 
 def test_a_preempted_job_queues_again_and_goes_on(submit, cluster, home):
     job = submit("preempted")
-    wait_for_step(home.run("preempted"), 11)
+    wait_for_step(home.run("preempted"), 6)
     urgent = cluster.sbatch(home.path, "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 2")
     cluster.wait(urgent, "COMPLETED")
     ended = cluster.wait(job, "COMPLETED")
@@ -87,7 +87,7 @@ def test_a_preempted_job_queues_again_and_goes_on(submit, cluster, home):
 
 def test_a_job_that_lost_a_node_queues_again_and_goes_on_when_there_are_two(submit, cluster, home):
     job = submit("lost")
-    wait_for_step(home.run("lost"), 11)
+    wait_for_step(home.run("lost"), 6)
     cluster.lose_node("n2")
     cluster.wait_for_restart(job)
     cluster.assert_nothing_is_left(job)
