@@ -49,7 +49,7 @@ forward() {
     echo "$(date +%T) $1: all ranks are asked to save and stop"
     while kill -0 "$step" 2>/dev/null; do
         scancel --signal="$1" "$SLURM_JOB_ID.0" 2>/dev/null
-        sleep 20
+        for _ in {1..20}; do kill -0 "$step" 2>/dev/null && sleep 1; done # not one long sleep, which would outlive the job
     done &
 }
 asked=none

@@ -1,0 +1,129 @@
+"""slurm/finetune.sh keeps what slurm/README.md promises, on a real Slurm of two nodes with one process each."""
+
+from pathlib import Path
+
+import pytest
+from home import REPOSITORY
+from ranks import wait_for_step
+
+pytestmark = pytest.mark.slurm
+
+SCRIPT = "slurm/finetune.sh"
+EXACT = 1e-9
+STRATEGIES = {"ddp": EXACT, "zero2": 1e-5, "fsdp": EXACT}  # DeepSpeed keeps and reduces in fp32
+
+
+@pytest.fixture
+def submit(cluster, home):
+    """Submits the run of a name as a job of two nodes, the way the README says; whatever became of it is cancelled after the test."""
+    jobs = []
+
+    def submit(name: str, *overrides: str) -> str:
+        flags = ("--nodes=2", "--cpus-per-task=2", f"--output={home.path}/{name}.log")
+        jobs.append(cluster.sbatch(REPOSITORY, *flags, SCRIPT, home.config, f"run.name={name}", *overrides))
+        return jobs[-1]
+
+    yield submit
+    cluster.scancel(*jobs)
+
+
+@pytest.fixture(scope="module")
+def array(cluster, home):
+    """An array of three runs, each sharded in its own way; the second is asked, half-way, to save and to queue again."""
+    script = home.path / "array.sh"
+    flags = [line for line in (REPOSITORY / SCRIPT).read_text().splitlines() if line.startswith("#SBATCH")]
+    pick = f"strategies=({' '.join(STRATEGIES)}); strategy=${{strategies[$SLURM_ARRAY_TASK_ID]}}"
+    call = f"exec bash {SCRIPT} {home.config} run.name=$strategy shard.strategy=$strategy"
+    script.write_text("\n".join(["#!/bin/bash", *flags, pick, call, ""]))
+    job = cluster.sbatch(REPOSITORY, "--array=0-2", "--nodes=2", "--cpus-per-task=2", f"--output={home.path}/array-%a.log", str(script))
+    wait_for_step(home.run("zero2"), 5, limit_s=240)
+    cluster.scancel("--batch", "--signal=USR1", f"{job}_1")
+    return job
+
+
+@pytest.mark.parametrize(("task", "strategy"), list(enumerate(STRATEGIES)))
+def test_two_nodes_have_the_curve_of_one_process(array, cluster, home, task, strategy):
+    ended = cluster.wait(f"{array}_{task}", "COMPLETED", limit_s=240)
+    assert (ended["NumNodes"], ended["ExitCode"]) == ("2", "0:0")
+    assert home.outcome(strategy)["reason"] == "all 60 steps are made"
+    assert home.strays(strategy) < STRATEGIES[strategy]
+    cluster.assert_nothing_is_left(f"{array}_{task}")
+
+
+def test_only_the_task_of_an_array_that_was_asked_is_started_again(array, cluster, home):
+    ended = [cluster.wait(f"{array}_{task}", "COMPLETED", limit_s=240) for task in range(3)]
+    assert [job["Restarts"] for job in ended] == ["0", "1", "0"]
+    assert [home.attempts(strategy) for strategy in STRATEGIES] == [1, 2, 1]
+
+
+def test_a_warning_before_the_time_limit_saves_queues_again_and_goes_on(submit, cluster, home):
+    job = submit("limit")
+    wait_for_step(home.run("limit"), 5)
+    cluster.scancel("--batch", "--signal=USR1", job)
+    cluster.wait_for_restart(job)
+    saved = home.outcome("limit")
+    assert (saved["outcome"], saved["reason"]) == ("saved", "asked to stop by SIGUSR1")
+    cluster.assert_nothing_is_left(job)
+    ended = cluster.wait(job, "COMPLETED")
+    assert (ended["Restarts"], ended["ExitCode"], home.attempts("limit")) == ("1", "0:0", 2)
+    assert home.outcome("limit")["outcome"] == "done"
+    assert home.strays("limit") < EXACT
+    log = (home.path / "limit.log").read_text()
+    assert [log.count(line) for line in ("(attempt 1)", "(attempt 2)", f"resumed at step {saved['step']}\n", "done: ")] == [1, 1, 1, 1]
+    cluster.assert_nothing_is_left(job)
+
+
+def test_a_preempted_job_queues_again_and_goes_on(submit, cluster, home):
+    job = submit("preempted")
+    wait_for_step(home.run("preempted"), 6)
+    urgent = cluster.sbatch(home.path, "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 2")
+    cluster.wait(urgent, "COMPLETED")
+    ended = cluster.wait(job, "COMPLETED")
+    assert (ended["Restarts"], ended["ExitCode"], home.attempts("preempted")) == ("1", "0:0", 2)
+    assert "resumed at step" in cluster.log(job)
+    assert home.strays("preempted") < EXACT
+    cluster.assert_nothing_is_left(job)
+
+
+def test_a_job_that_lost_a_node_queues_again_and_goes_on_when_there_are_two(submit, cluster, home):
+    job = submit("lost")
+    wait_for_step(home.run("lost"), 6)
+    cluster.lose_node("n2")
+    cluster.wait_for_restart(job)
+    cluster.assert_nothing_is_left(job)
+    cluster.start_node("n2")
+    ended = cluster.wait(job, "COMPLETED")
+    assert (ended["Restarts"], ended["NumNodes"], home.attempts("lost")) == ("1", "2", 2)
+    assert home.strays("lost") < EXACT
+    cluster.assert_nothing_is_left(job)
+
+
+def test_a_cancelled_job_saves_and_is_not_queued_again(submit, cluster, home):
+    job = submit("cancelled")
+    wait_for_step(home.run("cancelled"), 5)
+    cluster.scancel(job)
+    ended = cluster.wait(job, "CANCELLED")
+    assert ended["Restarts"] == "0"
+    told = home.outcome("cancelled")
+    assert (told["outcome"], told["reason"]) == ("saved", "asked to stop by SIGTERM")
+    assert (home.run("cancelled") / "checkpoints" / "latest").read_text().strip() == f"step-{told['step']:08d}"
+    cluster.assert_nothing_is_left(job)
+
+
+def test_a_rank_that_raises_ends_the_job_which_is_not_queued_again(submit, cluster, home):
+    job = submit("diverged", "optim.lr=1e200")
+    ended = cluster.wait(job, "FAILED")
+    assert (ended["Restarts"], ended["ExitCode"]) == ("0", "1:0")
+    told = home.outcome("diverged")
+    assert (told["outcome"], told["error"]["type"]) == ("failed", "DivergedError")
+    assert "DivergedError: step 3: loss nan" in cluster.log(job)
+    assert "rank 1: its share of the loss is nan" in cluster.log(job)
+    cluster.assert_nothing_is_left(job)
+
+
+def test_a_config_that_cannot_run_is_refused_before_anything_is_started(submit, cluster, home):
+    job = submit("refused", "optim.lr=-1")
+    ended = cluster.wait(job, "FAILED")
+    assert (ended["Restarts"], ended["ExitCode"]) == ("0", "2:0")
+    assert "optim.lr = -1" in cluster.log(job)
+    assert not Path(home.run("refused")).exists()
