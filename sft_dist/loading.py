@@ -61,7 +61,8 @@ def training_batches(task: Task, samples: Samples, plan: Plan, rank: int, start:
 
 
 def evaluation_batches(task: Task, samples: Samples, shares: Sequence[Sequence[int]], workers: int, pin: bool) -> "DataLoader[Any]":
-    """One batch for each share of positions."""
+    """One batch for each share of positions. Raises MachineError as `training_batches` does."""
+    _check_shared_memory(workers, max(map(len, shares), default=0) * 3 * samples.size**2)
     return _loader(samples, [[Pick(0, i) for i in share] for share in shares], task.collate, workers, pin)
 
 
