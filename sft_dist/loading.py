@@ -90,8 +90,8 @@ def _loader(samples: Samples, batches: Any, collate: Callable[..., Any], workers
 
 def _check_shared_memory(workers: int, batch_bytes: int) -> None:
     """A worker that finds no room for a batch says so on the screen and drops it, and the rank waits for ever (torch 2.14.1)."""
-    place, needed = Path("/dev/shm"), workers * AHEAD * batch_bytes  # noqa: S108, it is where torch puts them
-    if needed and place.is_dir() and (free := shutil.disk_usage(place).free) < needed:
+    place, needed = Path("/dev/shm"), (workers * AHEAD + 1) * batch_bytes  # noqa: S108, it is where torch puts them; one is in use
+    if workers and place.is_dir() and (free := shutil.disk_usage(place).free) < needed:
         raise MachineError(
             f"shared memory ({place}) has {free / 2**20:.1f} MiB free, but {workers} data workers pass on batches of {needed / 2**20:.1f} MiB; "
             "make it larger (docker run --shm-size), or use fewer data.workers (0 needs none of it)"

@@ -107,7 +107,7 @@ def put(prepared: Prepared, tensors: Tensors) -> None:
         parameter, value = learning[name], tensors.optimizer[key]
         if value.ndim:
             value = _spread(value.to(parameter.dtype), parameter)
-        prepared.optimizer.state[parameter][moment] = value.to(parameter.device)
+        prepared.optimizer.state[parameter][moment] = value.to(parameter.device, copy=True)  # not a view of the mapped file
 
 
 def held(prepared: Prepared) -> Held:
