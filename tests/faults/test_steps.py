@@ -128,9 +128,6 @@ def test_full_shared_memory_is_told_with_what_helps(shop, saw):
     line = first_line(said, having="shared memory (/dev/shm) has 0.1 MiB free")
     assert "use fewer data.workers" in line
     saw(line)
-    codes, said = shop.run("shm-evaluation", "data.workers=1", "batch.micro=2", "eval.micro=50", fault=Fault("no shared memory"))
-    assert codes == [78, 78], said
-    saw(f"evaluation: {first_line(said, having='1 data workers pass on batches of 0.4 MiB')}")
 
 
 def test_out_of_memory_names_the_batch_and_leaves_no_half_save(shop, saw):
