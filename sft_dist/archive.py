@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sft_dist import manifest
@@ -108,6 +108,20 @@ class Averaged(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.model)
+
+
+def verify(checkpoint: Path) -> list[str]:
+    """What is wrong with a checkpoint, a sentence each: by its manifest, and with files that match it but hold no tensors."""
+    if problems := manifest.verify(checkpoint):
+        return problems
+    for path in manifest.listed(checkpoint):
+        if path.suffix == ".safetensors":
+            try:
+                with safe_open(path, framework="pt"):
+                    pass
+            except SafetensorError as error:
+                problems.append(f"{path} is not a safetensors file, though its manifest has its hash ({error})")
+    return problems
 
 
 def shelves(checkpoint: Path) -> tuple[Shelf, Shelf]:

@@ -4,13 +4,15 @@ import errno
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from sft_dist import archive, manifest
 from sft_dist.engine import Engine
 from sft_dist.errors import ConfigError, MachineError
-from sft_dist.inventory import DAMAGED, UNFINISHED, steps
+from sft_dist.inventory import DAMAGED, UNFINISHED, delete, steps
 from sft_dist.manifest import Entry
 from sft_dist.progress import Progress
 from sft_dist.rundir import STEP, RunDir, step_name, write_atomically
@@ -31,10 +33,15 @@ def file_name(part: str, rank: int) -> str:
 
 
 def begin(run: RunDir, step: int) -> Path:
-    """A fresh folder beside the checkpoints, to write the one of this step into. Raises OSError."""
-    aside = run.checkpoints / f"{UNFINISHED}{step_name(step)}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
+    """A fresh folder beside the checkpoints, to write the one of this step into. Raises OSError.
+
+    One that is there already belongs to a writer that was stuck, and may come to life again: it is left alone.
+    """
+    for number in count():
+        aside = run.checkpoints / f"{UNFINISHED}{step_name(step)}{f'.{number}' * (number > 0)}"
+        with suppress(FileExistsError):
+            aside.mkdir()
+            break
     return aside
 
 
@@ -102,7 +109,7 @@ def newest(run: RunDir) -> tuple[Path | None, list[str]]:
     clear_unfinished(run)
     told: list[str] = []
     for folder in reversed(steps(run)):
-        problems = manifest.verify(folder)
+        problems = archive.verify(folder)
         if not problems:
             latest = run.pointed_to("latest")
             if not told and latest != folder:
@@ -125,7 +132,7 @@ def named(run: RunDir, name: str) -> Path:
     if folder is None or not folder.is_dir():
         have = ", ".join(path.name for path in steps(run))
         raise ConfigError(f"{run.path} has no checkpoint {name!r}; it has {have or 'none'}")
-    if problems := manifest.verify(folder):
+    if problems := archive.verify(folder):
         raise ConfigError([f"checkpoint {folder} is damaged", *problems])
     return folder
 
@@ -165,7 +172,7 @@ def _move_over(source: Path, target: Path) -> None:
 def clear_unfinished(run: RunDir) -> None:
     """Delete what a crash left half written or half deleted; what lacks nothing but its name gets it."""
     for leftover in sorted(run.checkpoints.glob(f"{UNFINISHED}*")):
-        final = run.checkpoints / leftover.name.removeprefix(UNFINISHED)
+        final = run.checkpoints / leftover.name.removeprefix(UNFINISHED).partition(".")[0]
         if STEP.fullmatch(final.name) and not final.exists() and not manifest.verify(leftover):
             leftover.rename(final)
         else:
@@ -173,10 +180,9 @@ def clear_unfinished(run: RunDir) -> None:
 
 
 def _delete_old(run: RunDir, keep: int) -> None:
-    """Delete all but the newest `keep` and the best. A folder is renamed first, so that half of one never looks like a checkpoint."""
+    """Delete all but the newest `keep` and the best. What will not go now does at the next start: the new checkpoint is safe already."""
     best = run.pointed_to("best")
     for folder in steps(run)[:-keep]:
         if folder != best:
-            doomed = folder.with_name(f"{UNFINISHED}{folder.name}")
-            folder.rename(doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+            with suppress(OSError):
+                delete(folder)

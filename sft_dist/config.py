@@ -56,7 +56,7 @@ class Model(Section):
     head: Literal["auto", "new", "keep"] = "auto"
     """Whether the last layer is drawn anew: `auto` keeps it only if it comes from a run with the same classes."""
     train: TrainPart = "head"
-    """Which part learns: `head`, `all`, or `last:N` (the head and the last N blocks). The rest is frozen: no gradient, and in evaluation mode."""
+    """Which part learns: `head`, `all`, or `last:N` (the head and the last N stages). The rest is frozen: no gradient, and in evaluation mode."""
     norm: Literal["frozen", "train", "sync"] = "frozen"
     """Batch-norm statistics: `frozen` keeps the pretrained ones, `train` learns them on each rank, `sync` over all ranks (GPU only)."""
     dropout: Literal["keep", "none"] = "keep"
@@ -114,7 +114,7 @@ class Train(Section):
     deterministic: StrictBool = False
     """Bit-equal repeats of one layout, at some cost in speed."""
     allow_emulated: StrictBool = False
-    """Accept `precision: bf16` on a processor that only emulates it, at a tenth of the speed."""
+    """Try out on a CPU what it only imitates: `precision: bf16` on a processor without it, at a tenth of the speed, and `shard.offload`, which saves nothing there."""
 
 
 class Eval(Section):
@@ -145,7 +145,7 @@ class Shard(Section):
     strategy: Literal["ddp", "zero1", "zero2", "zero3", "fsdp"] = "ddp"
     """How model and optimizer are spread over the ranks: `ddp` keeps a whole copy on each; `zero1`, `zero2`, `zero3` (DeepSpeed) share out optimizer state, gradients, parameters; `fsdp` (torch's FSDP2) shares out all three."""
     offload: Literal["none", "optimizer", "params"] = "none"
-    """What waits in host memory between its uses: the optimizer's state (`zero1` to `zero3`), or parameters and optimizer's state (`fsdp`). For GPUs; not yet run on one."""
+    """What waits in host memory between its uses: the optimizer's state (`zero1` to `zero3`), or parameters and optimizer's state (`fsdp`). For GPUs; not yet run on one, but on CPU (`train.allow_emulated`)."""
     reshard_after_forward: StrictBool = True
     """`fsdp`: free a block's gathered parameters after the forward pass, and gather them again for the backward pass."""
     hybrid: Count | None = None

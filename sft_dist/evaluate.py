@@ -38,7 +38,8 @@ def evaluate(
     samples = loading.Samples(split, evaluation(config.data), config.data.size, config.train.seed)
     mine = shares(len(split), rank, world, micro) if rank < world else []
     workers = loading_processes(config, engine.place) if len(mine) > 1 else 0
-    batches = iter(loading.evaluation_batches(task, samples, mine, workers, pin=engine.device.type == "cuda"))
+    with engine.together():
+        batches = iter(loading.evaluation_batches(task, samples, mine, workers, pin=engine.device.type == "cuda"))
     engine.module.eval()
     found, problems = Evidence(), []
     company = None

@@ -61,7 +61,8 @@ def training_batches(task: Task, samples: Samples, plan: Plan, rank: int, start:
 
 
 def evaluation_batches(task: Task, samples: Samples, shares: Sequence[Sequence[int]], workers: int, pin: bool) -> "DataLoader[Any]":
-    """One batch for each share of positions."""
+    """One batch for each share of positions. Raises MachineError as `training_batches` does."""
+    _check_shared_memory(workers, max(map(len, shares), default=0) * 3 * samples.size**2)
     return _loader(samples, [[Pick(0, i) for i in share] for share in shares], task.collate, workers, pin)
 
 
@@ -89,8 +90,8 @@ def _loader(samples: Samples, batches: Any, collate: Callable[..., Any], workers
 
 def _check_shared_memory(workers: int, batch_bytes: int) -> None:
     """A worker that finds no room for a batch says so on the screen and drops it, and the rank waits for ever (torch 2.14.1)."""
-    place, needed = Path("/dev/shm"), workers * AHEAD * batch_bytes  # noqa: S108, it is where torch puts them
-    if needed and place.is_dir() and (free := shutil.disk_usage(place).free) < needed:
+    place, needed = Path("/dev/shm"), (workers * AHEAD + 1) * batch_bytes  # noqa: S108, it is where torch puts them; one is in use
+    if workers and place.is_dir() and (free := shutil.disk_usage(place).free) < needed:
         raise MachineError(
             f"shared memory ({place}) has {free / 2**20:.1f} MiB free, but {workers} data workers pass on batches of {needed / 2**20:.1f} MiB; "
             "make it larger (docker run --shm-size), or use fewer data.workers (0 needs none of it)"

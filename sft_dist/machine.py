@@ -27,8 +27,11 @@ def choose_device(config: Config, world: World) -> str:
         raise MachineError(f"precision = {config.precision}, but {torch.cuda.get_device_name(world.local_rank)} does not have it; use fp32")
     if kind == "cpu" and config.model.norm == "sync":
         raise MachineError("model.norm = sync needs GPUs: torch's SyncBatchNorm does not run on CPU; use frozen or train")
-    if kind == "cpu" and config.shard.offload != "none":
-        raise MachineError(f"shard.offload = {config.shard.offload} moves from GPUs to host memory, and there is no GPU here; use none")
+    if kind == "cpu" and config.shard.offload != "none" and not config.train.allow_emulated:
+        raise MachineError(
+            f"shard.offload = {config.shard.offload} moves from GPUs to host memory, and there is no GPU here; use none, or "
+            "train.allow_emulated: true to try it out"
+        )
     if kind == "cpu" and config.precision == "tf32":
         raise MachineError("precision = tf32 is an arithmetic of GPUs, and there is none here; use fp32")
     if kind == "cpu" and config.precision == "bf16" and not (native_bf16() or config.train.allow_emulated):

@@ -22,43 +22,43 @@ from sft_dist.weights import State, read
 class Family:
     """What models of one kind have in common.
 
-    head: the module that is made anew for other classes. blocks: what `last:N` counts, from input to output, each as the
+    head: the module that is made anew for other classes. stages: what `last:N` counts, from input to output, each as the
     prefixes of its parameters' names.
     """
 
     head: str
-    blocks: Callable[[nn.Module], list[tuple[str, ...]]]
+    stages: Callable[[nn.Module], list[tuple[str, ...]]]
 
 
-def _resnet_blocks(_: nn.Module) -> list[tuple[str, ...]]:
+def _resnet_stages(_: nn.Module) -> list[tuple[str, ...]]:
     return [("conv1.", "bn1."), ("layer1.",), ("layer2.",), ("layer3.",), ("layer4.",)]
 
 
-def _mobilenet_blocks(model: nn.Module) -> list[tuple[str, ...]]:
+def _mobilenet_stages(model: nn.Module) -> list[tuple[str, ...]]:
     *features, last = [(f"features.{name}.",) for name, _ in model.get_submodule("features").named_children()]
     return [*features, (*last, "classifier.")]
 
 
-def _vit_blocks(model: nn.Module) -> list[tuple[str, ...]]:
+def _vit_stages(model: nn.Module) -> list[tuple[str, ...]]:
     *layers, last = [(f"encoder.layers.{name}.",) for name, _ in model.get_submodule("encoder.layers").named_children()]
     return [("class_token", "conv_proj.", "encoder.pos_embedding"), *layers, (*last, "encoder.ln.")]
 
 
-def _stages(norm: str) -> Callable[[nn.Module], list[tuple[str, ...]]]:
+def _hierarchy(norm: str) -> Callable[[nn.Module], list[tuple[str, ...]]]:
     """Stem and four stages, each with the downsampling before it as a resnet's have it; the norm before the head goes with the last."""
     later = [("features.2.", "features.3."), ("features.4.", "features.5."), ("features.6.", "features.7.", norm)]
     return lambda _: [("features.0.",), ("features.1.",), *later]
 
 
 FAMILIES = {  # beginning of torchvision's name -> family; another one is another line
-    "resnet": Family("fc", _resnet_blocks),
-    "resnext": Family("fc", _resnet_blocks),
-    "wide_resnet": Family("fc", _resnet_blocks),
-    "mobilenet_v2": Family("classifier.1", _mobilenet_blocks),
-    "mobilenet_v3": Family("classifier.3", _mobilenet_blocks),
-    "vit": Family("heads.head", _vit_blocks),
-    "convnext": Family("classifier.2", _stages("classifier.0.")),
-    "swin": Family("head", _stages("norm.")),
+    "resnet": Family("fc", _resnet_stages),
+    "resnext": Family("fc", _resnet_stages),
+    "wide_resnet": Family("fc", _resnet_stages),
+    "mobilenet_v2": Family("classifier.1", _mobilenet_stages),
+    "mobilenet_v3": Family("classifier.3", _mobilenet_stages),
+    "vit": Family("heads.head", _vit_stages),
+    "convnext": Family("classifier.2", _hierarchy("classifier.0.")),
+    "swin": Family("head", _hierarchy("norm.")),
 }
 
 
@@ -142,13 +142,13 @@ def trained_prefixes(model: nn.Module, config: Model) -> tuple[str, ...]:
         return ("",)
     if config.train == "head":
         return (kind.head + ".",)
-    blocks = kind.blocks(model)
+    stages = kind.stages(model)
     count = int(config.train.removeprefix("last:"))
-    if count > len(blocks):
+    if count > len(stages):
         raise ConfigError(
-            f"model.train = {config.train!r}, but {config.name} has {len(blocks)} blocks; use all, or last:N with N <= {len(blocks)}"
+            f"model.train = {config.train!r}, but {config.name} has {len(stages)} stages; use all, or last:N with N <= {len(stages)}"
         )
-    return (kind.head + ".", *(prefix for block in blocks[-count:] for prefix in block))
+    return (kind.head + ".", *(prefix for stage in stages[-count:] for prefix in stage))
 
 
 def train_mode(model: nn.Module) -> None:

@@ -67,10 +67,13 @@ def state_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, torch.Ten
 
 
 def load_state_tensors(optimizer: Optimizer, model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    """The way back of `state_tensors`, in each parameter's own precision. Raises KeyError for one that the model does not train."""
+    """The way back of `state_tensors`, copied, in each parameter's own precision. Raises KeyError for one that the model does not train.
+
+    A tensor of a checkpoint is a view of its mapped file, which would stay on the disk with it when the checkpoint is deleted.
+    """
     learning = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     optimizer.state.clear()
     for key, value in tensors.items():
         name, _, moment = key.rpartition("/")
         parameter = learning[name]
-        optimizer.state[parameter][moment] = value.to(parameter.device, parameter.dtype if value.ndim else value.dtype)
+        optimizer.state[parameter][moment] = value.to(parameter.device, parameter.dtype if value.ndim else value.dtype, copy=True)

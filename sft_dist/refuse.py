@@ -23,6 +23,7 @@ NOT_BUILT = {
 WITHOUT_BATCH_NORM = ("vit", "convnext", "swin")  # beginnings of names; these normalise each sample by itself
 SECRET = re.compile(r"(?i)(?:^|_)(?:(?:api|access)?_?key|token|secret|password|passwd)$")
 ON = ("1", "true", "t", "yes", "y", "on")  # what Accelerate takes for true
+OFF = ("0", "false", "f", "no", "n", "off")
 
 
 def check(config: Config, world: World, env: Mapping[str, str], fresh: bool = True) -> None:
@@ -87,8 +88,11 @@ def _sharding(config: Config, world: World) -> list[str]:
     }
     if shard.strategy not in (able := may_offload[shard.offload]):
         wrong.append(f"shard.offload = {shard.offload!r} with shard.strategy = {shard.strategy!r}; it is for {', '.join(able)}")
-    if shard.offload != "none" and config.device == "cpu":
-        wrong.append(f"shard.offload = {shard.offload!r} moves from GPUs to host memory, but device = cpu; use shard.offload: none")
+    if shard.offload != "none" and config.device == "cpu" and not config.train.allow_emulated:
+        wrong.append(
+            f"shard.offload = {shard.offload!r} moves from GPUs to host memory, but device = cpu; use shard.offload: none, or "
+            "train.allow_emulated: true to try it out"
+        )
     if shard.strategy != "fsdp" and not (shard.reshard_after_forward and shard.hybrid is None):
         wrong.append(f"shard.reshard_after_forward and shard.hybrid are for fsdp, but shard.strategy = {shard.strategy!r}; leave them out")
     if shard.hybrid and world.size % shard.hybrid:
@@ -147,11 +151,7 @@ def _environment(config: Config, env: Mapping[str, str]) -> list[str]:
         instead = ", or write precision: bf16" if told == "bf16" else ""
         wrong.append(f"ACCELERATE_MIXED_PRECISION = {told}, but precision = {config.precision}; unset it{instead}")
     wrong += _deepspeed(config, env)
-    if env.get("ACCELERATE_USE_FSDP", "").lower() in ON and config.shard.strategy != "fsdp":
-        wrong.append(
-            f"ACCELERATE_USE_FSDP = {env['ACCELERATE_USE_FSDP']}, but shard.strategy = {config.shard.strategy}; unset it, or write "
-            "shard.strategy: fsdp"
-        )
+    wrong += _fsdp(config, env)
     for variable, off in (
         ("ACCELERATE_DYNAMO_BACKEND", ("", "no")),
         ("ACCELERATE_USE_MEGATRON_LM", ("", "false", "0")),
@@ -176,19 +176,55 @@ def _deepspeed(config: Config, env: Mapping[str, str]) -> list[str]:
             f"ACCELERATE_USE_DEEPSPEED = {env['ACCELERATE_USE_DEEPSPEED']}, but shard.strategy = {config.shard.strategy}; unset it, or write "
             "shard.strategy: zero1, zero2 or zero3"
         ]
-    offload = config.shard.offload
+    offload, clip = config.shard.offload, config.train.clip
     ours = {
         "ACCELERATE_DEEPSPEED_ZERO_STAGE": ("shard.strategy", config.shard.strategy, (stage,)),
         "ACCELERATE_DEEPSPEED_CONFIG_FILE": ("all settings of DeepSpeed", "made from this config", ("none",)),
         "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": ("shard.offload", offload, ("none" if offload == "none" else "cpu",)),
         "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": ("shard.offload", offload, ("none",)),
-        "ACCELERATE_GRADIENT_CLIPPING": ("train.clip", config.train.clip, (str(config.train.clip), str(config.train.clip or "auto"))),
+        "ACCELERATE_GRADIENT_CLIPPING": ("train.clip", clip, ("none", "auto", _number(clip or 0))),  # none: the launcher's way of unset
     }
+    return _disagreeing(ours, env) if stage else []
+
+
+def _fsdp(config: Config, env: Mapping[str, str]) -> list[str]:
+    """As for DeepSpeed, what a key of ours decides. The other FSDP_* variables say how Accelerate's own FSDP finds its units, prefetches and
+    saves; ours comes without Accelerate, and no number and no rank's share hangs on them."""
+    shard, again = config.shard, config.model.activation_checkpointing
+    if shard.strategy != "fsdp":
+        told = env.get("ACCELERATE_USE_FSDP", "")
+        instead = f"but shard.strategy = {shard.strategy}; unset it, or write shard.strategy: fsdp"
+        return [f"ACCELERATE_USE_FSDP = {told}, {instead}"] if told.lower() in ON else []
+    full, hybrid = shard.reshard_after_forward, shard.hybrid is not None
+    ways = {(True, False): "FULL_SHARD", (False, False): "SHARD_GRAD_OP", (True, True): "HYBRID_SHARD", (False, True): "HYBRID_SHARD_ZERO2"}
+    numbers = {"FULL_SHARD": "1", "SHARD_GRAD_OP": "2", "HYBRID_SHARD": "4", "HYBRID_SHARD_ZERO2": "5"}  # torch's ShardingStrategy
+    way, spread = ways[full, hybrid], f"{str(full).lower()}, and shard.hybrid = {shard.hybrid}"
+    ours: dict[str, tuple[str, object, tuple[str, ...]]] = {
+        "FSDP_OFFLOAD_PARAMS": ("shard.offload", shard.offload, ON if shard.offload == "params" else OFF),
+        "FSDP_ACTIVATION_CHECKPOINTING": ("model.activation_checkpointing", str(again).lower(), ON if again else OFF),
+    }
+    if env.get("FSDP_VERSION") == "2" or not env.get("FSDP_SHARDING_STRATEGY"):  # as Accelerate chooses between the two
+        ours["FSDP_RESHARD_AFTER_FORWARD"] = ("shard.reshard_after_forward", str(full).lower(), ON if full else OFF)
+    else:
+        ours["FSDP_SHARDING_STRATEGY"] = ("shard.reshard_after_forward", spread, (way.lower(), numbers[way]))
+    return _disagreeing(ours, env)
+
+
+def _disagreeing(ours: Mapping[str, tuple[str, object, tuple[str, ...]]], env: Mapping[str, str]) -> list[str]:
+    """variable -> (our key, its value, what the variable may say) -> the refusals."""
     return [
         f"{variable} = {env[variable]}, but {key} = {value}; unset it"
         for variable, (key, value, fits) in ours.items()
-        if stage and env.get(variable) and env[variable] not in fits
+        if env.get(variable) and _number(env[variable]) not in fits
     ]
+
+
+def _number(told: object) -> str:
+    """1, "1" and "1.0" alike; anything else in small letters."""
+    try:
+        return f"{float(str(told)):g}"
+    except ValueError:
+        return str(told).lower()
 
 
 def _processor(config: Config) -> list[str]:

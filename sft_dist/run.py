@@ -152,8 +152,9 @@ def _pay_debts(parts: Parts, progress: Progress) -> tuple[Progress, bool]:
 def _batches(parts: Parts, progress: Progress) -> Iterable[Batch]:
     config, engine = parts.config, parts.engine
     samples = loading.Samples(parts.splits.train, transforms.training(config.data), config.data.size, config.train.seed)
-    workers = loading_processes(config, engine.place)
-    return loading.training_batches(parts.task, samples, parts.plan, engine.rank, progress.step, workers, pin=engine.device.type == "cuda")
+    workers, pin = loading_processes(config, engine.place), engine.device.type == "cuda"
+    with engine.together():
+        return loading.training_batches(parts.task, samples, parts.plan, engine.rank, progress.step, workers, pin)
 
 
 def _finish(parts: Parts, progress: Progress, asked: bool) -> None:

@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,12 +22,18 @@ from sft_dist.progress import Progress
 from sft_dist.rundir import RunDir, step_name
 
 
+class WriterError(Exception):
+    """A bug met by the thread that writes a checkpoint of some rank, with its traceback in words; raised on all ranks."""
+
+
 class Work:
     """A function on a thread of its own, and what came of it. The thread does not keep the process alive: a disk may be stuck."""
 
     def __init__(self, act: Callable[[], dict[str, Entry]]) -> None:
         self.files: dict[str, Entry] = {}
         self.error: OSError | None = None
+        self.bug: str | None = None
+        """The traceback of what is not the disk's fault."""
         self.thread = threading.Thread(target=self._run, args=(act,), name="checkpoint writer", daemon=True)
         self.thread.start()
 
@@ -38,8 +45,8 @@ class Work:
             self.error = error
         except MachineError as error:  # what `write_atomically` makes of an OSError
             self.error = error.__cause__ if isinstance(error.__cause__, OSError) else OSError(str(error))
-        except BaseException as error:  # a bug must reach the screen too, not die with the thread
-            self.error = OSError(f"{type(error).__name__}: {error}")
+        except BaseException:  # must reach the screen too, not die with the thread
+            self.bug = traceback.format_exc()
 
     @property
     def over(self) -> bool:
@@ -129,15 +136,19 @@ class Saver:
         work = flight.work
         own = late or ([checkpoint.cannot_save(self.run, self._bytes(), work.error)] if work.error else [])
         where = f"rank {self.engine.rank}: " if self.engine.world > 1 else ""
-        told = [json.loads(line) for line in self.engine.agree([json.dumps([[where + one for one in own], work.files, bool(late)])])]
-        problems = [problem for problems, _, _ in told for problem in problems]
-        if problems:
-            self._give_up(flight, stuck=any(stuck for _, _, stuck in told))
+        bugs = [f"{where}a bug in the writer of a checkpoint\n{work.bug}"] if work.bug else []
+        said = self.engine.agree([json.dumps([[where + one for one in own], bugs, work.files, bool(late)])])
+        told = [json.loads(line) for line in said]
+        problems, bugs = ([line for lines in told for line in lines[i]] for i in (0, 1))
+        if problems or bugs:
+            self._give_up(flight, stuck=any(stuck for *_, stuck in told))
+            if bugs:
+                raise WriterError("\n".join([*bugs, *problems]))
             self._fail(problems)
         elif flight.committing:
             self.flight, self.lost = None, ()
         else:
-            files = {name: Entry(*entry) for _, written, _ in told for name, entry in written.items()}
+            files = {name: Entry(*entry) for _, _, written, _ in told for name, entry in written.items()}
             flight.committing = True
             flight.work = Work(lambda: self._commit(flight, files))
 

@@ -91,7 +91,7 @@ def _workers(value: object) -> object:
 
 def _train_part(text: str) -> str:
     if text not in ("head", "all") and not re.fullmatch(r"last:[1-9]\d*", text):
-        raise ValueError(f"{text!r} is not a part of a model; use head, all, or last:N (the head and the last N blocks)")
+        raise ValueError(f"{text!r} is not a part of a model; use head, all, or last:N (the head and the last N stages)")
     return text
 
 

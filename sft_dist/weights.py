@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from sft_dist import archive, manifest, rundir
+from sft_dist import archive, rundir
 from sft_dist.config import Model
 from sft_dist.errors import ConfigError, MachineError
 
@@ -76,7 +76,7 @@ def _from_run(folder: Path) -> tuple[State, tuple[str, ...]]:
         checkpoint = run.pointed_to(pointer)
         if checkpoint is None:
             continue
-        if problems := manifest.verify(checkpoint):
+        if problems := archive.verify(checkpoint):
             raise ConfigError([f"model.weights = 'run:{folder}': its {pointer} checkpoint is damaged", *problems])
         return archive.weights(checkpoint), tuple(rundir.read_json(checkpoint / "state.json")["classes"])
     raise ConfigError(f"model.weights = 'run:{folder}': neither checkpoints/best nor checkpoints/latest names a checkpoint")

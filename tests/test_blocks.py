@@ -10,13 +10,17 @@ import torch
 import torchvision
 from given import a_config
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import SGD
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
 
 from sft_dist import models
 from sft_dist.blocks import blocks, recompute
 from sft_dist.config import Config
+from sft_dist.engine import Engine
 from sft_dist.errors import ConfigError
+from sft_dist.plan import World
 
 CLASSES = ("a", "b", "c")
 FOUND = [  # name, how many, the first, the last, their classes
@@ -208,6 +212,18 @@ def test_a_second_backward_pass_through_one_graph_computes_again() -> None:
     assert len(calls) == 3
     assert torch.equal(model.get_submodule("layer1.0.conv1").weight.grad, 2 * first)
     assert model.get_submodule("layer1.0.bn1").num_batches_tracked == 1
+
+
+def test_a_block_that_ends_in_a_view_is_sharded_without_a_warning_and_learns_the_same() -> None:
+    """ConvNeXt's stem; the warning would be an error here."""
+    plain, sharded = (a_small_model("convnext", False) for _ in range(2))
+    config = a_config(shard__strategy="fsdp", model__name="convnext_tiny", precision="fp64", device="cpu")
+    with Engine(config, World()) as engine:
+        engine.prepare(sharded, lambda model: SGD(model.parameters()))
+        expected, found = a_step(plain), a_step(sharded)
+        assert expected.keys() == found.keys()
+        whole = {key: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for key, tensor in found.items()}
+    assert [key for key in expected if not torch.allclose(expected[key], whole[key], rtol=1e-12, atol=1e-15)] == []
 
 
 def test_a_model_without_blocks_is_refused() -> None:

@@ -24,7 +24,7 @@ from sft_dist.errors import ConfigError, MachineError
 from sft_dist.plan import World
 from sft_dist.progress import Progress
 from sft_dist.rundir import RunDir
-from sft_dist.saver import Saver
+from sft_dist.saver import Saver, WriterError
 from sft_dist.sharding import Tensors
 
 ABOUT = About(("cat", "dog", "eel"), "0123456789abcdef")
@@ -294,7 +294,7 @@ class PowerCut:
         self.left, self.struck = after, False
         try:
             act()
-        except (Killed, MachineError):  # a death on the thread of the writer is told by the other one
+        except (Killed, WriterError):  # a death on the thread of the writer is told by the other one
             if not self.struck:
                 raise
         finally:

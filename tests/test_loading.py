@@ -13,6 +13,7 @@ from PIL import Image
 from sft_dist import datasets, loading, transforms
 from sft_dist.config import Config, Data
 from sft_dist.datasets import Split
+from sft_dist.errors import MachineError
 from sft_dist.plan import Plan, World, make_plan
 from sft_dist.schedule import Pick, window
 from sft_dist.tasks import TASKS
@@ -114,3 +115,12 @@ def test_a_batch_moves_with_its_tensors_and_keeps_the_rest() -> None:
     moved = loading.to_device(batch, torch.device("meta"))
     assert {moved.ids.device.type, moved.images.device.type, moved.labels.device.type} == {"meta"}
     assert (moved.problems, moved.images.dtype) == (("a problem",), torch.uint8)
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no /dev/shm here")
+def test_evaluation_batches_that_shared_memory_cannot_hold_are_refused_too() -> None:
+    share = range(10**14)  # 17 PiB
+    with pytest.raises(
+        MachineError, match=r"^shared memory \(/dev/shm\) has .* but 1 data workers pass on batches of 54931640625\.0 MiB; make"
+    ):
+        loading.evaluation_batches(CLASSIFY, samples_of(digits()), [share], workers=1, pin=False)

@@ -37,7 +37,7 @@ def on_meta(name: str) -> nn.Module:
 
 
 def learning(model: nn.Module) -> set[str]:
-    """The blocks with a parameter that learns, by the first two parts of its name."""
+    """The parts with a parameter that learns, by the first two parts of its name."""
     return {".".join(name.split(".")[:2]) for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -89,19 +89,19 @@ def test_of_a_vit_the_last_layers_learn_and_not_the_first() -> None:
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobilenet_v3_small", "vit_b_16", "convnext_tiny", "swin_t", "swin_v2_t"])
 def test_all_means_every_parameter_and_so_does_the_largest_last_n(name: str) -> None:
     model = on_meta(name)
-    for train in ("all", f"last:{len(models.family(name).blocks(model))}"):
+    for train in ("all", f"last:{len(models.family(name).stages(model))}"):
         models.freeze(model, config_of(name, model__train=train).model)
         assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 @pytest.mark.parametrize(
-    ("name", "blocks"),
+    ("name", "stages"),
     [("resnet18", 5), ("mobilenet_v2", 19), ("mobilenet_v3_small", 13), ("vit_b_16", 13), ("convnext_tiny", 5), ("swin_t", 5)],
 )
-def test_more_blocks_than_there_are_is_refused(name: str, blocks: int) -> None:
-    told = f"^model.train = 'last:{blocks + 1}', but {name} has {blocks} blocks; use all, or last:N with N <= {blocks}$"
+def test_more_stages_than_there_are_is_refused(name: str, stages: int) -> None:
+    told = f"^model.train = 'last:{stages + 1}', but {name} has {stages} stages; use all, or last:N with N <= {stages}$"
     with pytest.raises(ConfigError, match=told):
-        models.freeze(on_meta(name), config_of(name, model__train=f"last:{blocks + 1}").model)
+        models.freeze(on_meta(name), config_of(name, model__train=f"last:{stages + 1}").model)
 
 
 @pytest.mark.parametrize("norm", ["frozen", "train"])
@@ -232,13 +232,13 @@ def test_the_counts_on_paper_are_those_of_the_real_model(name: str, train: str) 
 
 
 @pytest.mark.parametrize("name", CHOOSABLE)
-def test_every_model_that_can_be_chosen_has_its_head_and_its_blocks(name: str) -> None:
+def test_every_model_that_can_be_chosen_has_its_head_and_its_stages(name: str) -> None:
     kind, model = models.family(name), on_meta(name)
     head = model.get_submodule(kind.head)
     assert isinstance(head, nn.Linear)
     assert head.out_features == 10
     names = [parameter for parameter, _ in model.named_parameters() if not parameter.startswith(kind.head + ".")]
-    covered = [[parameter for parameter in names if parameter.startswith(block)] for block in kind.blocks(model)]
+    covered = [[parameter for parameter in names if parameter.startswith(stage)] for stage in kind.stages(model)]
     assert all(covered)
     assert sorted(itertools.chain(*covered)) == sorted(names)
 

@@ -167,6 +167,18 @@ def test_a_restored_optimizer_goes_on_as_if_nothing_had_been(kind: str) -> None:
     assert torch.equal(parameters(whole), parameters(resumed))
 
 
+def test_what_was_restored_is_a_copy_of_what_was_given() -> None:
+    """A checkpoint's tensors are views of its files, which must be free to go."""
+    model = a_model()
+    optimizer = optim.build(model, config_for("adamw"))
+    given = {"conv.weight/step": torch.tensor(3.0), "conv.weight/exp_avg": torch.ones(4, 3, 3, 3)}
+    optim.load_state_tensors(optimizer, model, given)
+    for tensor in given.values():
+        tensor.zero_()
+    assert optimizer.state[model.conv.weight]["step"] == 3
+    assert torch.equal(optimizer.state[model.conv.weight]["exp_avg"], torch.ones(4, 3, 3, 3))
+
+
 @pytest.mark.parametrize(
     ("kind", "moments"),
     [("sgd", {"momentum_buffer"}), ("plain sgd", set()), ("adamw", {"step", "exp_avg", "exp_avg_sq"})],

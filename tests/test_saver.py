@@ -20,7 +20,7 @@ from sft_dist.manifest import Entry
 from sft_dist.plan import World
 from sft_dist.progress import Progress
 from sft_dist.rundir import RunDir
-from sft_dist.saver import Saver
+from sft_dist.saver import Saver, WriterError
 
 PATIENCE_S = 20.0
 
@@ -222,7 +222,24 @@ def test_a_bug_in_the_writer_is_not_lost_with_its_thread(run: RunDir, engine: En
     saver.save(Progress(step=1))
     disk.error = ValueError("seven")
     disk.may_end.set()
-    with pytest.raises(MachineError, match="ValueError: seven"):
+    with pytest.raises(WriterError, match=r"^a bug in the writer of a checkpoint\nTraceback(.|\n)*raise self.error\nValueError: seven"):
+        saver.finish()
+    assert (saver.flight, names(run)) == (None, [])
+
+
+def test_a_bug_in_the_writer_ends_a_run_also_where_its_failures_may_be_gone_on_from(run: RunDir, engine: Engine, disk: Disk) -> None:
+    saver = saver_of(run, engine, on_error="continue")
+    saver.save(Progress(step=1))
+    disk.error = ValueError("seven")
+    disk.may_end.set()
+    with pytest.raises(WriterError):
+        poll_until(saver, lambda: not saver.flight)
+
+
+def test_a_bug_in_the_commit_is_told_as_one(run: RunDir, engine: Engine) -> None:
+    saver = saver_of(run, engine, lambda progress: progress.no_such_thing)
+    saver.save(Progress(step=1))
+    with pytest.raises(WriterError, match="AttributeError: 'Progress' object has no attribute 'no_such_thing'"):
         saver.finish()
 
 

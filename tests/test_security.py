@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 from given import a_config
-from safetensors import SafetensorError
 
-from sft_dist import archive, checkpoint, inventory, manifest, parse, refuse, rundir, track
-from sft_dist.errors import ConfigError
+from sft_dist import archive, checkpoint, inventory, manifest, parse, refuse, rundir, track, weights
+from sft_dist.config import Model
+from sft_dist.errors import ConfigError, MachineError
 from sft_dist.plan import World
 from sft_dist.rundir import RunDir
 
@@ -209,8 +209,15 @@ def test_a_pickle_in_the_place_of_tensors_is_refused_and_does_nothing(run: RunDi
     assert any("optim.safetensors has " in problem for problem in manifest.verify(folder))
     name_in_manifest(folder, path.name, path)  # an attacker who can write the folder writes its manifest, too
     assert manifest.verify(folder) == []
-    with pytest.raises(SafetensorError):
-        archive.shelves(folder)
+    told = f"{path} is not a safetensors file, though its manifest has its hash ("
+    assert [problem.startswith(told) for problem in archive.verify(folder)] == [True]
+    for load in (lambda: checkpoint.named(run, "latest"), lambda: weights.read(Model(name="x", weights=f"run:{run.path}"))):
+        with pytest.raises(ConfigError, match="is damaged") as refused:
+            load()
+        assert refused.value.problems[1].startswith(told)
+    with pytest.raises(MachineError, match="restore one from a backup") as lost:
+        checkpoint.newest(run)
+    assert lost.value.problems[0].startswith(f"damaged checkpoint: {told}")
     assert not harm.exists()
     pickle.loads(pickle.dumps(payload))
     assert harm.exists()  # the payload is a real one

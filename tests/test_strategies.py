@@ -25,7 +25,7 @@ LAYOUTS = [(strategy, world) for world in (1, 2, 3) for strategy in STRATEGIES] 
 @pytest.fixture(scope="module")
 def curves(tmp_path_factory, real_data, real_weights) -> Callable[[int], Path]:
     """(world) -> folder of the runs on so many ranks, made when first asked for: 33 samples a step in micro-batches of 7, the
-    last 8 blocks of a real model learning, 20 steps in fp64; a run for each strategy and optimizer, all in one start."""
+    last 8 stages of a real model learning, 20 steps in fp64; a run for each strategy and optimizer, all in one start."""
 
     @functools.cache
     def made(world: int) -> Path:

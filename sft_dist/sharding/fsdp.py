@@ -22,7 +22,8 @@ from sft_dist.sharding.contract import Held, Piece, Prepared, Strategy, Tensors,
 
 
 def start(config: Config, world: World, kind: str) -> AbstractContextManager[dict[str, Any]]:
-    if config.shard.offload == "params" and world.size > 1:  # rows in host memory travel by gloo; Accelerate would start NCCL alone
+    if config.shard.offload == "params" and kind == "cuda" and world.size > 1:
+        # Rows in host memory travel by gloo; Accelerate would start NCCL alone.
         dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timedelta(seconds=timeout_s(config)))
     return alone.group(world, kind, {"cpu": kind == "cpu"})
 
@@ -45,6 +46,7 @@ def prepare(
         "offload_policy": CPUOffloadPolicy(pin_memory=device.type == "cuda") if config.shard.offload == "params" else OffloadPolicy(),
     }
     for _, block in blocks(module):
+        block.register_forward_hook(_no_view)  # before torch's own hook, which is given what it makes
         fully_shard(block, **settings)
     fully_shard(module, **settings)
     module.to_empty(device="cpu" if config.shard.offload == "params" else device)
@@ -105,7 +107,7 @@ def put(prepared: Prepared, tensors: Tensors) -> None:
         parameter, value = learning[name], tensors.optimizer[key]
         if value.ndim:
             value = _spread(value.to(parameter.dtype), parameter)
-        prepared.optimizer.state[parameter][moment] = value.to(parameter.device)
+        prepared.optimizer.state[parameter][moment] = value.to(parameter.device, copy=True)  # not a view of the mapped file
 
 
 def held(prepared: Prepared) -> Held:
@@ -113,6 +115,12 @@ def held(prepared: Prepared) -> Held:
         return sum(tensor.to_local().numel() for tensor in tensors)
 
     return Held(rows(ddp.masters(prepared)), rows(prepared.module.parameters()))
+
+
+def _no_view(_: nn.Module, __: Any, output: Any) -> Any:
+    """A block's output as memory of its own. torch 2.14 hangs the gathering for the backward pass on it and warns, for an in-place
+    operation on a view would drop that in silence; ConvNeXt's stem ends in a view (a permuted norm). It can go with the warning."""
+    return output.clone() if isinstance(output, Tensor) and output._is_view() else output
 
 
 def _mesh(kind: str, world: int, group: int | None) -> DeviceMesh:

@@ -208,7 +208,7 @@ def _put_moments(prepared: Prepared, moments: Mapping[str, Tensor]) -> None:
         for moment in kinds.get(name, []):
             whole = moments[f"{name}/{moment}"]
             if whole.ndim == 0:
-                state[master][moment] = whole.to(master.device) if isinstance(prepared.optimizer, AdamW) else int(whole)
+                state[master][moment] = whole.to(master.device, copy=True) if isinstance(prepared.optimizer, AdamW) else int(whole)
                 continue
             if moment not in state[master]:
                 state[master][moment] = torch.zeros_like(master, requires_grad=False)

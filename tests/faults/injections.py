@@ -206,17 +206,18 @@ def _before_pointer(step: int) -> None:
 
 def _in_retention(step: int) -> None:
     """Half of a checkpoint that is being deleted is gone."""
-    from sft_dist import checkpoint
+    from sft_dist import checkpoint, inventory
 
     delete = checkpoint._delete_old
 
     def rmtree(folder: Path, **_: Any) -> None:
-        next(iter(sorted(folder.iterdir()))).unlink()
-        die()
+        if folder.is_dir():  # what an attempt before left is looked for first
+            next(iter(sorted(folder.iterdir()))).unlink()
+            die()
 
     def deadly(run: Any, keep: int) -> None:
         if int((run.checkpoints / "latest").read_text()[5:]) >= step:
-            checkpoint.shutil = Os(shutil, rmtree=rmtree)
+            inventory.shutil = Os(shutil, rmtree=rmtree)
         delete(run, keep)
 
     checkpoint._delete_old = deadly

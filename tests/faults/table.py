@@ -76,8 +76,11 @@ ROWS = (
         4,
         "the background writer dies",
         "rank 1's writer raises an input/output error, or has a bug",
-        "all ranks stop with 78 and the cause; the checkpoint does not count",
-        (SAVES + "a_writer_that_dies_on_one_rank_stops_all_and_its_checkpoint_does_not_count",),
+        "all ranks stop, with 78 and the cause, or with 1 and the bug's traceback; the checkpoint does not count",
+        (
+            SAVES + "a_writer_that_dies_on_one_rank_stops_all_and_its_checkpoint_does_not_count",
+            SAVES + "a_bug_in_the_writer_of_one_rank_stops_all_with_its_traceback",
+        ),
     ),
     Row(5, "SIGTERM to the launcher", "", LATER),
     Row(
