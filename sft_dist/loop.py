@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sft_dist import optim, tally
+from sft_dist import optim, scaling, tally
 from sft_dist.config import Config
 from sft_dist.engine import Engine
 from sft_dist.errors import ConfigError, DivergedError
@@ -16,7 +16,7 @@ from sft_dist.loading import to_device
 from sft_dist.models import train_mode
 from sft_dist.plan import Plan
 from sft_dist.progress import Progress
-from sft_dist.scaling import SMALLEST, LossScale, begin
+from sft_dist.scaling import LossScale
 from sft_dist.schedule import draw_seed, lr_factor, window
 from sft_dist.signals import StopRequest
 from sft_dist.tasks import Batch, Task
@@ -48,7 +48,7 @@ def train(
     """Make the steps that are left, one a turn. Raises DivergedError, and ConfigError for unreadable data, on all ranks alike."""
     clock = Stopwatch()
     micros = iter(batches)
-    scale = begin(config.precision, so_far.loss_scale, so_far.good_steps)
+    scale = scaling.begin(config.precision, so_far.loss_scale, so_far.good_steps)
     for done in range(so_far.step, plan.total_steps):
         clock.lap()  # the evaluation and the checkpoint after the last step are not this step's time
         if not engine.module.training:  # after an evaluation
@@ -58,7 +58,7 @@ def train(
         mine = clock.timed(itertools.islice(micros, plan.passes_per_rank[engine.rank]))
         with _said_where(engine, plan, done):
             sums, norm, stop_asked = train_step(task, mine, engine, plan, done, request, scale)
-        used, scale = scale, _next(scale, norm, done)
+        used, scale = scale, scaling.coming(scale, norm, done + 1)
         yield StepResult(done + 1, sums, norm if math.isfinite(norm) else None, rate, *clock.lap(), stop_asked, used, scale)
 
 
@@ -107,17 +107,6 @@ def _pass_idly(task: Task, batch: Batch, engine: Engine, last: bool) -> None:
     with engine.backward_pass(last) as backward:
         backward(task.loss(engine.wrapped, to_device(batch, engine.device)).total * 0.0)
     train_mode(engine.module)
-
-
-def _next(scale: LossScale | None, norm: float, done: int) -> LossScale | None:
-    """The coming step's scale. Raises DivergedError where none is left that fits."""
-    coming = scale and scale.after(finite=math.isfinite(norm))
-    if coming and coming.scale < SMALLEST:
-        raise DivergedError(
-            f"step {done + 1}: the gradient overflows fp16 at every loss scale down to {SMALLEST:g}; use precision: bf16 or fp32, or a lower optim.lr",
-            everywhere=True,
-        )
-    return coming
 
 
 def _refuse(loss: float, norm: float, engine: Engine, plan: Plan, step: int, own_loss: float) -> None:
