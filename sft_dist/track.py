@@ -58,6 +58,9 @@ class Tracker:
     def step(self, result: StepResult, peak_gib: float | None) -> None:
         """One training row, if one is due, and a sign of life."""
         self.lap = tally.add(self.lap, {"samples": result.sums["samples"], "seconds": result.seconds, "waited": result.waited})
+        if result.scale and result.grad_norm is None:
+            told = f"the gradient overflowed fp16 at loss scale {result.scale.scale:g}; no update was made, and the scale is halved"
+            say(self.console, f"step {result.step:>6}  {told}")
         if not due(result.step, self.plan.track_every, self.plan.total_steps):
             return
         row: dict[str, float | None] = {f"train/{name}": value for name, value in tally.means(result.sums, of="samples").items()}

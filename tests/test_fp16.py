@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ranks import Job, largest_difference, make_runs, output, rows, run_ranks
+from ranks import Job, largest_difference, make_runs, note_exits, output, rows, run_ranks
 
 from sft_dist.sharding import STRATEGIES
 
@@ -51,7 +51,9 @@ def folder(tmp_path_factory) -> Path:
             module.momentum = None  # the mean over what it sees, not over the last few
     with torch.no_grad():
         model((interpolate(images, size=32, mode="bilinear") - 0.45) / 0.225)
-    save_file(model.state_dict(), folder / "start.safetensors")
+    state = model.state_dict()
+    save_file(state, folder / "start.safetensors")
+    save_file({**state, "classifier.0.weight": 1e6 * state["classifier.0.weight"]}, folder / "hot.safetensors")
     config = {**CONFIG, "run": {"dir": str(folder / "runs"), "name": "alone"}}
     config["model"] = {**CONFIG["model"], "weights": str(folder / "start.safetensors")}
     (folder / "config.yaml").write_text(json.dumps(config))
@@ -64,10 +66,17 @@ def job(folder: Path, name: str, *overrides: str) -> Job:
 
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> Path:
-    """Runs of one process with ddp."""
+    """Runs of one process with ddp; the last one fails."""
     jobs = [job(folder, "alone"), job(folder, "recomputed", "model.activation_checkpointing=true", "train.duration=2 steps")]
-    assert run_ranks(1, jobs, folder / "one") == [0], output(folder / "one", 1)[-4000:]
+    jobs.append(job(folder, "hot", f"model.weights={folder / 'hot.safetensors'}"))
+    log, exits = folder / "one", str(folder / "exits")
+    assert run_ranks(1, jobs, log, "test_fp16:runs_and_a_failure", SFT_TEST_EXITS=exits) == [0], output(log, 1)[-4000:]
     return folder / "runs"
+
+
+def runs_and_a_failure(jobs: Sequence[Job]) -> None:
+    make_runs(jobs[:-1])
+    note_exits(jobs[-1:])
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +84,8 @@ def together(folder: Path) -> Path:
     """Runs of two processes: every strategy, and one that goes on as another; and after them `exercise`."""
     jobs = [job(folder, strategy, f"shard.strategy={strategy}") for strategy in STRATEGIES]
     jobs.append(job(folder, "changed", "shard.strategy=zero1", "train.duration=2 steps"))
-    jobs.append(job(folder, "changed", "shard.strategy=fsdp"))
+    jobs.append(job(folder, "changed", "shard.strategy=ddp"))
+    jobs += [Job(strategy) for strategy in STRATEGIES]
     log, found = folder / "two", str(folder / "found")
     assert run_ranks(2, jobs, log, "test_fp16:runs_and_exercise", SFT_TEST_FOUND=found) == [0, 0], output(log, 2)[-4000:]
     return folder / "runs"
@@ -83,11 +93,12 @@ def together(folder: Path) -> Path:
 
 def runs_and_exercise(jobs: Sequence[Job]) -> None:
     """Runs on both ranks."""
-    make_runs(jobs)
+    make_runs([job for job in jobs if job.config not in STRATEGIES])
     found = {}
-    for strategy in STRATEGIES:
-        os.environ["MASTER_PORT"] = str(jobs[list(STRATEGIES).index(strategy)].port)
-        found[strategy] = exercise(strategy)
+    for job in jobs:
+        if job.config in STRATEGIES:
+            os.environ["MASTER_PORT"] = str(job.port)
+            found[job.config] = exercise(job.config)
     Path(f"{os.environ['SFT_TEST_FOUND']}-{os.environ['RANK']}").write_text(json.dumps(found))
 
 
@@ -139,7 +150,7 @@ def checkpoint(run: Path, step: int) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     files = sorted((run / "checkpoints" / f"step-{step:08d}").glob("*.safetensors"))
-    return {f"{file.name.split('-')[0]}/{name}": tensor for file in files for name, tensor in load_file(file).items()}
+    return {f"{file.name.split('.')[0].split('-')[0]}/{name}": tensor for file in files for name, tensor in load_file(file).items()}
 
 
 def test_one_rank_draws_the_curve_of_torchs_own_grad_scaler(alone: Path) -> None:
@@ -245,8 +256,8 @@ def test_an_overflow_on_one_rank_is_left_out_on_all(together: Path, strategy: st
 
 
 def test_a_run_goes_on_with_its_scale_as_another_strategy(together: Path) -> None:
-    whole, changed = rows(together / "ddp"), rows(together / "changed")
-    assert largest_difference(whole, {place: row for place, row in changed.items() if place in whole}) < 1e-5
+    whole, changed = ({(row["step"], "train"): row for row in steps(together / run)} for run in ("ddp", "changed"))
+    assert largest_difference(whole, changed) < 1e-5
     states = [json.loads((together / run / "checkpoints/step-00000004/state.json").read_text())["progress"] for run in ("ddp", "changed")]
     assert [(state["loss_scale"], state["good_steps"]) for state in states] == [(16384.0, 1), (16384.0, 1)]
 
@@ -260,6 +271,20 @@ def test_a_row_without_a_norm_is_json(together: Path) -> None:
     first = (together / "ddp" / "metrics.jsonl").read_text().splitlines()[0]
     assert '"train/grad_norm": null, "train/loss_scale": 65536.0' in first
     assert "NaN" not in first and "Infinity" not in first
+
+
+def test_an_update_that_is_left_out_is_said(together: Path) -> None:
+    said = (together.parent / "two-0").read_text()
+    assert said.count("step      1  the gradient overflowed fp16 at loss scale 65536; no update was made, and the scale is halved") == 6
+    assert said.count("step      3  the gradient overflowed fp16 at loss scale 32768; no update was made, and the scale is halved") == 6
+
+
+def test_a_forward_pass_that_overflows_is_divergence_with_the_remedy(alone: Path) -> None:
+    """No loss scale can mend it: the forward pass is not scaled."""
+    [[code, told]] = json.loads((alone.parent / "exits-0").read_text())
+    assert code == 1
+    assert "step 1: loss nan, gradient norm nan" in told
+    assert "use a lower optim.lr, a warm-up, or train.clip, or precision: bf16 or fp32" in told
 
 
 def test_computing_activations_again_changes_no_number(alone: Path) -> None:
