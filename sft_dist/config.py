@@ -114,7 +114,7 @@ class Train(Section):
     deterministic: StrictBool = False
     """Bit-equal repeats of one layout, at some cost in speed."""
     allow_emulated: StrictBool = False
-    """Try out on a CPU what it only imitates: `precision: bf16` on a processor without it, at a tenth of the speed, and `shard.offload`, which saves nothing there."""
+    """Try out on a CPU what it only imitates: `precision: bf16` on a processor without it and `fp16` on any, at a tenth of the speed or less, and `shard.offload`, which saves nothing there."""
 
 
 class Eval(Section):
@@ -214,7 +214,7 @@ class Config(Section):
     ema: Ema = Ema()
     shard: Shard = Shard()
     precision: Literal["fp32", "tf32", "bf16", "fp16", "fp64"] = "fp32"
-    """Arithmetic: `fp32` (TF32 off), `tf32`, `bf16` (autocast, fp32 weights), `fp64` (everything in double: the ruler for comparing layouts)."""
+    """Arithmetic: `fp32` (TF32 off), `tf32`, `bf16` (autocast, fp32 weights), `fp16` (likewise, with a dynamic loss scale), `fp64` (everything in double: the ruler for comparing layouts)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; `auto` takes CUDA if there is any."""
     track: Track = Track()

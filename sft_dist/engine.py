@@ -25,6 +25,7 @@ from sft_dist.sharding import STRATEGIES, Piece, Tensors, shares
 from sft_dist.tally import Evidence
 
 Result = TypeVar("Result")
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Engine:
@@ -41,7 +42,7 @@ class Engine:
         machine.set_arithmetic(config, kind)
         with self.strategy.start(config, world, kind) as arguments:
             self.accelerator = Accelerator(
-                mixed_precision="no",  # bf16 is our own autocast, the same on every strategy
+                mixed_precision="no",  # bf16 and fp16 are our own autocast, the same on every strategy
                 gradient_accumulation_steps=1,
                 kwargs_handlers=_among_ranks(kind, timeout_s(config)) if world.size > 1 else [],
                 **arguments,
@@ -75,8 +76,8 @@ class Engine:
         if not self.strategy.fills_meta:  # else it goes there tensor by tensor: the whole may not fit
             module.to(self.device)
         module.to(torch.float64 if self.precision == "fp64" else torch.float32)
-        if self.precision == "bf16":
-            _autocast(module, self.device.type)
+        if self.precision in AUTOCAST:
+            _autocast(module, self.device.type, AUTOCAST[self.precision])
         self.learning_norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.training]
         asked = shares.of_whole(module)
         self.prepared = self.strategy.prepare(self.accelerator, self.place, module, make_optimizer, self.config)
@@ -102,9 +103,10 @@ class Engine:
         with self.strategy.one_pass(self.prepared, last) as backward:
             yield backward
 
-    def update(self) -> Tensor:
-        """Clip the gradient, make the step, forget the gradient; returns its global norm before clipping, equal on all ranks."""
-        return self.strategy.update(self.prepared)
+    def update(self, scale: float | None = None) -> Tensor:
+        """Divide the gradient by its scale, clip it, make the step, forget it; returns its global norm before clipping, equal on all
+        ranks. With a scale, a step whose norm is not finite is left out."""
+        return self.strategy.update(self.prepared, scale)
 
     def sum(self, values: Sequence[float | Tensor]) -> list[float]:
         """Each value summed over all ranks, in float64."""
@@ -242,7 +244,7 @@ def _compare(names: Sequence[str], came: Sequence[object], wanted: Sequence[obje
         raise MachineError(["the libraries set up something else than this run needs", *told])
 
 
-def _autocast(module: nn.Module, kind: str) -> None:
-    """bf16: products in bfloat16, weights and outputs in float32; inside the model, so that every wrapper of it computes alike."""
-    module.forward = torch.autocast(kind, torch.bfloat16)(module.forward)
+def _autocast(module: nn.Module, kind: str, dtype: torch.dtype) -> None:
+    """Products in a short format, weights and outputs in float32; inside the model, so that every wrapper of it computes alike."""
+    module.forward = torch.autocast(kind, dtype)(module.forward)
     module.register_forward_hook(lambda *passed: passed[-1].float())

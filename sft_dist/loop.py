@@ -8,13 +8,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sft_dist import optim, tally
+from sft_dist import optim, scaling, tally
 from sft_dist.config import Config
 from sft_dist.engine import Engine
 from sft_dist.errors import ConfigError, DivergedError
 from sft_dist.loading import to_device
 from sft_dist.models import train_mode
 from sft_dist.plan import Plan
+from sft_dist.progress import Progress
+from sft_dist.scaling import LossScale
 from sft_dist.schedule import draw_seed, lr_factor, window
 from sft_dist.signals import StopRequest
 from sft_dist.tasks import Batch, Task
@@ -24,26 +26,30 @@ from sft_dist.tasks import Batch, Task
 class StepResult:
     """One optimizer step, over all ranks.
 
-    step: updates made. sums: loss and training scores summed over the window, and `samples`. grad_norm: before clipping.
-    lr: the rate of this update. seconds: wall time of the step; waited: the part of it spent waiting for data on this rank.
+    step: steps made. sums: loss and training scores summed over the window, and `samples`. grad_norm: before clipping; None where it
+    overflowed in fp16, and the update was left out. lr: the rate of this update. seconds: wall time of the step; waited: the part of
+    it spent waiting for data on this rank. scale, next_scale: in fp16, the loss scale of this step and of the coming one.
     """
 
     step: int
     sums: dict[str, float]
-    grad_norm: float
+    grad_norm: float | None
     lr: float
     seconds: float
     waited: float
     stop_asked: bool
+    scale: LossScale | None = None
+    next_scale: LossScale | None = None
 
 
 def train(
-    task: Task, batches: Iterable[Batch], engine: Engine, plan: Plan, config: Config, start: int, request: StopRequest
+    task: Task, batches: Iterable[Batch], engine: Engine, plan: Plan, config: Config, so_far: Progress, request: StopRequest
 ) -> Iterator[StepResult]:
-    """Make the steps after `start`, one a turn. Raises DivergedError, and ConfigError for unreadable data, on all ranks alike."""
+    """Make the steps that are left, one a turn. Raises DivergedError, and ConfigError for unreadable data, on all ranks alike."""
     clock = Stopwatch()
     micros = iter(batches)
-    for done in range(start, plan.total_steps):
+    scale = scaling.begin(config.precision, so_far.loss_scale, so_far.good_steps)
+    for done in range(so_far.step, plan.total_steps):
         clock.lap()  # the evaluation and the checkpoint after the last step are not this step's time
         if not engine.module.training:  # after an evaluation
             train_mode(engine.module)
@@ -52,18 +58,21 @@ def train(
         engine.pulse.at("data", done + 1)
         mine = clock.timed(itertools.islice(micros, plan.passes_per_rank[engine.rank]))
         with _said_where(engine, plan, done):
-            sums, norm, stop_asked = train_step(task, mine, engine, plan, done, request)
-        yield StepResult(done + 1, sums, norm, rate, *clock.lap(), stop_asked)
+            sums, norm, stop_asked = train_step(task, mine, engine, plan, done, request, scale)
+        used, scale = scale, scaling.coming(scale, norm, done + 1)
+        yield StepResult(done + 1, sums, norm if math.isfinite(norm) else None, rate, *clock.lap(), stop_asked, used, scale)
 
 
 def train_step(
-    task: Task, micros: Iterable[Batch], engine: Engine, plan: Plan, step: int, request: StopRequest
+    task: Task, micros: Iterable[Batch], engine: Engine, plan: Plan, step: int, request: StopRequest, scale: LossScale | None = None
 ) -> tuple[dict[str, float], float, bool]:
     """One optimizer step over one window. The loss is summed, and divided once by what all ranks hold in the whole window.
 
-    step: updates made before this one. Returns the window's sums over all ranks, the norm of its gradient, and whether any
-    rank was asked to stop.
+    step: steps made before this one. scale: what fp16 multiplies the loss by. Returns the window's sums over all ranks, the norm of
+    its gradient, not finite where that overflowed in fp16, and whether any rank was asked to stop.
     """
+    # A loss times scale / total has the same gradient in fp16 on any number of ranks; what averages over them makes 1 / world of it.
+    scaled = scale.scale / engine.world if scale else None
     passes = plan.passes_per_rank[engine.rank]
     idle = max(plan.passes_per_rank) - passes if engine.strategy.equal_passes else 0
     if task.count is None:
@@ -80,20 +89,21 @@ def train_step(
         with engine.backward_pass(last=i == passes + idle - 1) as backward:
             losses = task.loss(engine.wrapped, to_device(batch, engine.device))
             engine.pulse.at("backward")
-            backward(losses.total * (engine.world / total))  # data parallelism averages over ranks; undo it
+            backward(losses.total * ((scaled or 1.0) * engine.world / total))  # data parallelism averages over ranks; undo it
         sums = tally.add(sums, {"loss": losses.total.detach().double(), **losses.sums})
         engine.pulse.at("data")
     for i in range(idle):
         _pass_idly(task, batch, engine, last=i == idle - 1)
     engine.pulse.at("update")
-    norm = engine.update()
+    norm = engine.update(scaled)
     engine.pulse.at("exchange")
     # The one wait for the device, and the one message, of a step. What stops a run is found out by all ranks at once.
     *summed, bad, asked = engine.sum([*sums.values(), float(len(problems)), float(request.made)])
     if bad:
         raise ConfigError(engine.agree(problems), everywhere=True)
     result = {"samples": total, **dict(zip(sums, summed, strict=True))}
-    _check_finite(result["loss"], float(norm), engine, plan, step, float(sums["loss"]))
+    if not (math.isfinite(result["loss"]) and (scale or math.isfinite(norm))):
+        _refuse(result["loss"], float(norm), engine, plan, step, float(sums["loss"]))
     return result, float(norm), asked > 0
 
 
@@ -105,9 +115,7 @@ def _pass_idly(task: Task, batch: Batch, engine: Engine, last: bool) -> None:
     train_mode(engine.module)
 
 
-def _check_finite(loss: float, norm: float, engine: Engine, plan: Plan, step: int, own_loss: float) -> None:
-    if math.isfinite(loss) and math.isfinite(norm):
-        return
+def _refuse(loss: float, norm: float, engine: Engine, plan: Plan, step: int, own_loss: float) -> None:
     rate, clip = engine.optimizer.param_groups[0]["lr"], engine.config.train.clip or "null"
     odd = f"rank {engine.rank}: its share of the loss is {own_loss}, over {_samples(engine, plan, step)}"
     own = [] if math.isfinite(own_loss) else [odd]
@@ -115,7 +123,7 @@ def _check_finite(loss: float, norm: float, engine: Engine, plan: Plan, step: in
     raise DivergedError(
         [
             f"step {step + 1}: loss {loss}, gradient norm {norm} (train.clip: {clip}) at learning rate {rate:g}; "
-            "use a lower optim.lr, a warm-up, or train.clip",
+            "use a lower optim.lr, a warm-up, or train.clip" + (", or precision: bf16 or fp32" if engine.precision == "fp16" else ""),
             *where,
         ],
         everywhere=True,

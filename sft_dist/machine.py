@@ -9,7 +9,7 @@ import torch.distributed as dist
 from sft_dist.config import Config
 from sft_dist.errors import InfrastructureError, MachineError
 from sft_dist.plan import World
-from sft_dist.refuse import ON, native_bf16
+from sft_dist.refuse import ON, SLOW_FP16, native_bf16
 
 
 def choose_device(config: Config, world: World) -> str:
@@ -38,6 +38,8 @@ def choose_device(config: Config, world: World) -> str:
         raise MachineError(
             "precision = bf16, but this processor only emulates it, 13 to 18 times slower; use fp32, or train.allow_emulated: true"
         )
+    if kind == "cpu" and config.precision == "fp16" and not config.train.allow_emulated:
+        raise MachineError(SLOW_FP16)
     return kind
 
 

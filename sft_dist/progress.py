@@ -8,6 +8,7 @@ from typing import Any
 from sft_dist import tally
 from sft_dist.config import Stop
 from sft_dist.plan import Plan
+from sft_dist.scaling import LossScale
 from sft_dist.units import Target
 
 
@@ -27,10 +28,15 @@ class Progress:
     """Evaluations since the best one."""
     since_evaluation: Mapping[str, float] = field(default_factory=dict)
     """Sums over the steps since the last evaluation: samples, loss, ..."""
+    loss_scale: float | None = None
+    """Of the coming step, in fp16; None where nothing is scaled."""
+    good_steps: int = 0
+    """Steps without an overflow since the loss scale last changed."""
 
-    def after_step(self, sums: Mapping[str, float]) -> "Progress":
-        """One step further; `sums` are the step's, over all ranks."""
-        return dataclasses.replace(self, step=self.step + 1, since_evaluation=tally.add(self.since_evaluation, sums))
+    def after_step(self, sums: Mapping[str, float], scale: LossScale | None = None) -> "Progress":
+        """One step further; `sums` are the step's, over all ranks, `scale` is the coming step's."""
+        further = dataclasses.replace(self, step=self.step + 1, since_evaluation=tally.add(self.since_evaluation, sums))
+        return dataclasses.replace(further, loss_scale=scale.scale, good_steps=scale.good) if scale else further
 
     def after_evaluation(self, entry: Mapping[str, Any], improved: bool) -> "Progress":
         """The evaluation of this step counted in; `entry` holds its step, scores and details."""

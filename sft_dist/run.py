@@ -58,7 +58,7 @@ def run(config: Config, world: World, pulse: Pulse | None = None) -> RunDir:
         with _tracking(parts) as parts, saver.landing():
             progress, asked = _pay_debts(parts, progress)
             if not asked and not reason_to_end(progress, plan, config.stop):
-                for step in train(task, _batches(parts, progress), engine, plan, config, progress.step, request):
+                for step in train(task, _batches(parts, progress), engine, plan, config, progress, request):
                     progress, asked = _after(parts, step, progress)
                     if asked or reason_to_end(progress, plan, config.stop):
                         break
@@ -68,8 +68,9 @@ def run(config: Config, world: World, pulse: Pulse | None = None) -> RunDir:
 
 def _after(parts: Parts, step: StepResult, progress: Progress) -> tuple[Progress, bool]:
     """What one step is worth: a row, and where they are due an evaluation and a checkpoint. Also whether to stop here."""
-    progress = progress.after_step(step.sums)
-    average.update(parts.engine, parts.config.ema, progress.step)
+    progress = progress.after_step(step.sums, step.next_scale)
+    if step.grad_norm is not None:  # else no update was made
+        average.update(parts.engine, parts.config.ema, progress.step)
     parts.saver.poll()
     say(parts.console, *parts.saver.warned())
     if parts.tracker:

@@ -58,10 +58,14 @@ class Tracker:
     def step(self, result: StepResult, peak_gib: float | None) -> None:
         """One training row, if one is due, and a sign of life."""
         self.lap = tally.add(self.lap, {"samples": result.sums["samples"], "seconds": result.seconds, "waited": result.waited})
+        if result.scale and result.grad_norm is None:
+            told = f"the gradient overflowed fp16 at loss scale {result.scale.scale:g}; no update was made, and the scale is halved"
+            say(self.console, f"step {result.step:>6}  {told}")
         if not due(result.step, self.plan.track_every, self.plan.total_steps):
             return
-        row = {f"train/{name}": value for name, value in tally.means(result.sums, of="samples").items()}
-        row |= {"train/lr": result.lr, "train/grad_norm": result.grad_norm}
+        row: dict[str, float | None] = {f"train/{name}": value for name, value in tally.means(result.sums, of="samples").items()}
+        scale = {"train/loss_scale": result.scale.scale} if result.scale else {}
+        row |= {"train/lr": result.lr, "train/grad_norm": result.grad_norm, **scale}
         speed = {
             "speed/samples_per_s": self.lap["samples"] / self.lap["seconds"],
             "speed/data_wait_pct": 100 * self.lap["waited"] / self.lap["seconds"],
@@ -84,14 +88,14 @@ class Tracker:
             self.file.flush()
             os.fsync(self.file.fileno())
 
-    def _row(self, step: int, kind: str, values: Mapping[str, float]) -> None:
+    def _row(self, step: int, kind: str, values: Mapping[str, float | None]) -> None:
         samples = step * self.plan.global_batch
         row = {"step": step, "kind": kind, "samples": samples, "epoch": samples / self.plan.samples, **values}
         with writing(self.run.metrics):
             self.file.write(json.dumps(row) + "\n")
             self.file.flush()
 
-    def _show(self, result: StepResult, row: Mapping[str, float], speed: Mapping[str, float]) -> None:
+    def _show(self, result: StepResult, row: Mapping[str, float | None], speed: Mapping[str, float]) -> None:
         pace = f"{speed['speed/samples_per_s']:.0f} samples/s, {speed['speed/data_wait_pct']:.0f} % waiting for data"
         self.bar.update(self.line, completed=result.step, description=f"loss {row['train/loss']:.4f}", speed=pace)
         now = time.monotonic()

@@ -150,6 +150,7 @@ def test_a_checkpoint_is_four_files_without_pickle(run: RunDir, engine: Engine) 
         "fingerprint": "0123456789abcdef",
         "progress": {
             "step": 2, "evaluated": 2, "best": {"step": 2, "val/top1": 0.5}, "last": None, "worse_in_a_row": 0, "since_evaluation": {"loss": 2.1},
+                "loss_scale": None, "good_steps": 0,
         },
     }  # fmt: skip
     with safe_open(folder(run, 2) / "model.safetensors", "pt") as file:

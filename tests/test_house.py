@@ -16,7 +16,7 @@ PACKAGE = ROOT / "sft_dist"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = (
-    "errors units config parse plan refuse schedule tally manifest rundir inventory progress signals pulse attempts",
+    "errors units config parse plan refuse schedule tally manifest rundir inventory scaling progress signals pulse attempts",
     "datasets preflight transforms archive weights blocks models optim tasks loading",
     "machine sharding engine",
     "average checkpoint saver export evaluate loop track score run",
@@ -180,8 +180,8 @@ QUICKSTART = str(ROOT / "configs" / "quickstart.yaml")
     [
         (["--help"], 0, "Fine-tune a pretrained model"),
         (["train", "no-such.yaml"], 2, "config no-such.yaml: No such file or directory"),
-        (["train", QUICKSTART, "optim.lrr=1", "precision=fp16"], 2, "unknown key optim.lrr; did you mean optim.lr?"),
-        (["train", QUICKSTART, "precision=fp16"], 2, "precision = 'fp16' is not built yet"),
+        (["train", QUICKSTART, "optim.lrr=1", "data.bad=skip"], 2, "unknown key optim.lrr; did you mean optim.lr?"),
+        (["train", QUICKSTART, "data.bad=skip"], 2, "data.bad = 'skip' is not built yet"),
         (["train", QUICKSTART, "run.expect_world=2"], 78, "run.expect_world = 2, but 1 process came"),
         (["plan", QUICKSTART, "--quick", "--world", "2"], 0, "64 a step = 32 a rank"),
     ],

@@ -8,7 +8,7 @@ import pytest
 from given import a_config
 
 from sft_dist import parse, refuse
-from sft_dist.errors import ConfigError, SftError
+from sft_dist.errors import ConfigError, MachineError, SftError
 from sft_dist.plan import World
 from sft_dist.refuse import check
 
@@ -43,6 +43,8 @@ def world(size: int) -> World:
         {"stop__when": "val/f1_macro >= 0.9"},
         {"precision": "fp64"},
         {"precision": "bf16", "device": "cpu", "train__allow_emulated": True},
+        {"precision": "fp16", "device": "cpu", "train__allow_emulated": True},
+        {"precision": "fp16"},
         {"batch__total": 4, "batch__micro": 64},
         {"run__expect_world": 4},
     ],
@@ -64,7 +66,6 @@ def test_the_values_that_are_not_built_yet_are_these() -> None:
         "task": ("detect", "segment", "text"),
         "data.name": ("voc", "coco", "masks", "csv"),
         "data.bad": ("skip",),
-        "precision": ("fp16",),
         "track.wandb": ("online", "offline"),
     }
 
@@ -175,6 +176,11 @@ def test_another_world_than_expected_is_the_machines_fault(wanted: int | None, e
             "ACCELERATE_MIXED_PRECISION = bf16, but precision = fp32; unset it, or write precision: bf16",
         ),
         (
+            {"precision": "bf16"},
+            {"ACCELERATE_MIXED_PRECISION": "fp16"},
+            "ACCELERATE_MIXED_PRECISION = fp16, but precision = bf16; unset it, or write precision: fp16",
+        ),
+        (
             {"precision": "fp64"},
             {"ACCELERATE_MIXED_PRECISION": "fp8"},
             "ACCELERATE_MIXED_PRECISION = fp8, but precision = fp64; unset it",
@@ -224,8 +230,22 @@ def test_an_environment_that_agrees_is_accepted(env: dict[str, str]) -> None:
     check(a_config(), ONE, env)
 
 
-def test_mixed_precision_of_the_launcher_may_repeat_the_configs() -> None:
-    check(a_config(precision="bf16"), ONE, {"ACCELERATE_MIXED_PRECISION": "bf16"})
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_of_the_launcher_may_repeat_the_configs(precision: str) -> None:
+    check(a_config(precision=precision), ONE, {"ACCELERATE_MIXED_PRECISION": precision})
+
+
+def test_fp16_on_a_processor_is_refused_unless_insisted_on() -> None:
+    """Here for `device: cpu`, and by every rank for `device: auto` where there is no GPU."""
+    from sft_dist import machine
+
+    told = "precision = fp16 is for GPUs: on CPU torch computes it 7 to 27 times slower than fp32; use fp32, or train.allow_emulated: true"
+    error = refused(a_config(precision="fp16", device="cpu"))
+    assert (error.problems, error.exit_code) == ((told,), 78)
+    with pytest.raises(MachineError) as refusal:
+        machine.choose_device(a_config(precision="fp16", device="cpu"), ONE)
+    assert refusal.value.problems == (told,)
+    assert machine.choose_device(a_config(precision="fp16", device="cpu", train__allow_emulated=True), ONE) == "cpu"
 
 
 def test_emulated_bf16_is_refused_unless_insisted_on() -> None:
@@ -240,12 +260,12 @@ def test_emulated_bf16_is_refused_unless_insisted_on() -> None:
 
 def test_all_problems_are_told_at_once_and_the_users_come_first() -> None:
     config = a_config(
-        precision="fp16", optim__nesterov=True, optim__momentum=0.0, model__weights="imagenet", batch__total=1, run__expect_world=2
+        data__bad="skip", optim__nesterov=True, optim__momentum=0.0, model__weights="imagenet", batch__total=1, run__expect_world=2
     )
     error = refused(config, world(4), {"ACCELERATE_USE_FSDP": "true"})
     assert isinstance(error, ConfigError)
     assert [problem.split()[0] for problem in error.problems] == [
-        "precision",
+        "data.bad",
         "optim.nesterov",
         "model.weights",
         "batch.total",

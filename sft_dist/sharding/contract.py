@@ -74,8 +74,9 @@ class Strategy:
     """(accelerator, world, module, optimizer over a module's parameters, config)."""
     one_pass: Callable[[Prepared, bool], AbstractContextManager[Callable[[Tensor], None]]]
     """(prepared, last) -> context of one forward pass, with the backward pass to call in it; gradients are averaged over ranks by the last."""
-    update: Callable[[Prepared], Tensor]
-    """Clip the gradient, make the optimizer's step, forget the gradient; -> its global norm before clipping, equal on all ranks."""
+    update: Callable[[Prepared, float | None], Tensor]
+    """(prepared, scale of the gradient) Divide it by its scale, clip it, make the optimizer's step, forget it; -> its global norm before
+    clipping, equal on all ranks. With a scale (not None), a step whose norm is not finite is left out: nothing but the gradient changes."""
     masters: Callable[[Prepared], Sequence[Tensor]]
     """The tensors that this rank's optimizer updates: the keys of its state. What is written into them goes live with `publish`."""
     publish: Callable[[Prepared], None]

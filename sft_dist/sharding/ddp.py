@@ -1,5 +1,6 @@
 """`ddp`: a whole copy of model and optimizer on every rank; gradients are averaged as the last backward pass makes them."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
@@ -39,15 +41,20 @@ def one_pass(prepared: Prepared, last: bool) -> Iterator[Callable[[Tensor], None
         yield prepared.accelerator.backward
 
 
-def update(prepared: Prepared) -> Tensor:
+def update(prepared: Prepared, scale: float | None) -> Tensor:
     """Also fsdp's: the norm of a sharded gradient is a sharded sum, which `full_tensor` completes."""
     learning = [parameter for parameter in prepared.module.parameters() if parameter.grad is not None]
-    norm = get_total_norm([parameter.grad for parameter in learning if parameter.grad is not None])
-    if prepared.clip is not None:
-        clip_grads_with_norm_(learning, prepared.clip, norm)
-    prepared.optimizer.step()
+    gradients = [parameter.grad for parameter in learning if parameter.grad is not None]
+    if scale is not None:
+        torch._foreach_mul_(gradients, 1 / scale)
+    norm = get_total_norm(gradients)
+    whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    if scale is None or math.isfinite(whole.item()):
+        if prepared.clip is not None:
+            clip_grads_with_norm_(learning, prepared.clip, norm)
+        prepared.optimizer.step()
     prepared.optimizer.zero_grad()
-    return norm
+    return whole
 
 
 def masters(prepared: Prepared) -> Sequence[Tensor]:

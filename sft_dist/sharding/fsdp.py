@@ -39,8 +39,8 @@ def prepare(
     source = {name: tensor.detach() for name, tensor in module.state_dict().items()}
     module.to("meta")
     settings: dict[str, Any] = {
-        # Gathered as they are, in fp32: bf16 is autocast here as everywhere, which leaves norms and sums in fp32.
-        "mp_policy": MixedPrecisionPolicy(reduce_dtype=torch.float32 if config.precision == "bf16" else None, cast_forward_inputs=False),
+        # Gathered as they are, in fp32: bf16 and fp16 are autocast here as everywhere, which leaves norms and sums in fp32.
+        "mp_policy": MixedPrecisionPolicy(reduce_dtype=None if config.precision == "fp64" else torch.float32, cast_forward_inputs=False),
         "mesh": _mesh(device.type, world.size, config.shard.hybrid),
         "reshard_after_forward": config.shard.reshard_after_forward,
         "offload_policy": CPUOffloadPolicy(pin_memory=device.type == "cuda") if config.shard.offload == "params" else OffloadPolicy(),
@@ -65,11 +65,6 @@ def one_pass(prepared: Prepared, last: bool) -> Iterator[Callable[[Tensor], None
     assert isinstance(prepared.module, FSDPModule)
     prepared.module.set_requires_gradient_sync(last)
     yield lambda loss: loss.backward()  # type: ignore[no-untyped-call]
-
-
-def update(prepared: Prepared) -> Tensor:
-    norm = ddp.update(prepared)
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def publish(prepared: Prepared) -> None:
@@ -164,7 +159,7 @@ STRATEGY = Strategy(
     start=start,
     prepare=prepare,
     one_pass=one_pass,
-    update=update,
+    update=ddp.update,
     masters=ddp.masters,
     publish=publish,
     take=take,

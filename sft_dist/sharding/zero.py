@@ -46,10 +46,13 @@ def one_pass(prepared: Prepared, last: bool) -> Iterator[Callable[[Tensor], None
     yield engine.backward
 
 
-def update(prepared: Prepared) -> Tensor:
-    """DeepSpeed clips with the limit that it was started with, makes the step, and leaves it out where the norm is not finite."""
+def update(prepared: Prepared, scale: float | None) -> Tensor:
+    """DeepSpeed divides by the scale, clips with the limit that it was started with, makes the step, and leaves it out where the norm
+    is not finite. It is told the scale for the step only: its backward pass would multiply by it, and the loop has done that."""
     engine: Any = prepared.wrapped
+    engine.optimizer.loss_scale = scale or 1.0
     engine.step()
+    engine.optimizer.loss_scale = 1.0
     return torch.as_tensor(engine.get_global_grad_norm())
 
 
