@@ -10,9 +10,9 @@ from ranks import largest_difference, rows
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
 CONFIG = {
     "task": "classify",
-    "data": {"name": "digits", "size": 64, "crop_scale": [0.5, 1.0], "flip": 0, "classes": ["3", "5", "8"], "per_class": 20, "workers": 0},
+    "data": {"name": "digits", "size": 32, "crop_scale": [0.5, 1.0], "flip": 0, "classes": ["3", "5", "8"], "per_class": 20, "workers": 0},
     "model": {"name": "mobilenet_v3_small", "train": "head", "norm": "frozen", "dropout": "none"},
-    "batch": {"total": 12, "micro": 5},
+    "batch": {"total": 24, "micro": 7},
     "optim": {"name": "sgd", "lr": 0.01, "momentum": 0.9, "weight_decay": 0.0001},
     "schedule": {"name": "cosine", "warmup": "2 steps"},
     "train": {"duration": "60 steps", "clip": 1.0},
