@@ -1,5 +1,5 @@
-# make install | demo | quick | test | real | check | fix | bench | docs | clean
-.PHONY: install demo quick test real check fix bench docs clean
+# make install | demo | quick | test | slurm | real | check | fix | bench | docs | clean
+.PHONY: install demo quick test slurm real check fix bench docs clean
 SHELL := /bin/bash
 PYTHON ?= python3.11
 BIN := .venv/bin
@@ -15,10 +15,13 @@ demo: install
 	$(BIN)/python benchmarks/demo.py
 
 quick: install
-	$(BIN)/python -m pytest -m "not dist and not real and not bench"
+	$(BIN)/python -m pytest -m "not dist and not slurm and not real and not bench"
 
 test: install
-	$(BIN)/python -m pytest -m "not real and not bench"
+	$(BIN)/python -m pytest -m "not slurm and not real and not bench"
+
+slurm: install
+	$(BIN)/python -m pytest -m slurm
 
 real: install
 	$(BIN)/python -m pytest -m real

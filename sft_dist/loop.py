@@ -16,6 +16,7 @@ from sft_dist.loading import to_device
 from sft_dist.models import train_mode
 from sft_dist.plan import Plan
 from sft_dist.progress import Progress
+from sft_dist.pulse import Pulse
 from sft_dist.scaling import LossScale
 from sft_dist.schedule import draw_seed, lr_factor, window
 from sft_dist.signals import StopRequest
@@ -55,8 +56,8 @@ def train(
             train_mode(engine.module)
         rate = config.optim.lr * lr_factor(done, plan)
         optim.set_lr(engine.optimizer, rate)
-        engine.pulse.at("data", done + 1)
-        mine = clock.timed(itertools.islice(micros, plan.passes_per_rank[engine.rank]))
+        engine.pulse.step = done + 1
+        mine = clock.timed(itertools.islice(micros, plan.passes_per_rank[engine.rank]), engine.pulse)
         with _said_where(engine, plan, done):
             sums, norm, stop_asked = train_step(task, mine, engine, plan, done, request, scale)
         used, scale = scale, scaling.coming(scale, norm, done + 1)
@@ -84,14 +85,12 @@ def train_step(
     problems: list[str] = []
     for i, batch in enumerate(micros):
         problems += batch.problems
-        engine.pulse.at("forward")
         engine.draw(draw_seed("dropout", plan.seed, step, engine.rank, i))
         with engine.backward_pass(last=i == passes + idle - 1) as backward:
             losses = task.loss(engine.wrapped, to_device(batch, engine.device))
             engine.pulse.at("backward")
             backward(losses.total * ((scaled or 1.0) * engine.world / total))  # data parallelism averages over ranks; undo it
         sums = tally.add(sums, {"loss": losses.total.detach().double(), **losses.sums})
-        engine.pulse.at("data")
     for i in range(idle):
         _pass_idly(task, batch, engine, last=i == idle - 1)
     engine.pulse.at("update")
@@ -151,12 +150,14 @@ class Stopwatch:
     def __init__(self) -> None:
         self.started, self.waited = time.perf_counter(), 0.0
 
-    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def timed(self, batches: Iterator[Batch], pulse: Pulse) -> Iterator[Batch]:
         """Pass batches on, counting the time that each took to come."""
         while True:
+            pulse.at("data")
             before = time.perf_counter()
             batch = next(batches, None)
             self.waited += time.perf_counter() - before
+            pulse.at("forward")
             if batch is None:
                 return
             yield batch

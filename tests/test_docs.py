@@ -101,7 +101,7 @@ def test_the_readmes_file_tree_names_every_room_and_nothing_else() -> None:
     named = set(re.findall(r"^(?:  )?((?:[\w]+(?:\.py|/)\s)+)", tree, re.MULTILINE))
     words = {word.rstrip("/").removesuffix(".py") for line in named for word in line.split()}
     rooms = {path.stem for path in (ROOT / "sft_dist").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()} - {"__init__"}
-    folders = {"configs", "sft_dist", "slurm", "benchmarks", "tests", "docs"}
+    folders = {"configs", "sft_dist", "launch", "slurm", "benchmarks", "tests", "docs"}
     assert words == rooms | folders
 
 
