@@ -59,7 +59,7 @@ def _run(place: Place, limits: Limits, run: RunDir, arguments: list[str]) -> int
         code = _codes(failed, place, watch, _kernel_kills() - kernel_kills)
     asked = watch.asked.name if watch.asked else None
     write_json(place.folder / "exit.json", {"code": code, "time_ns": time.time_ns(), "asked": asked, "step": run.saved_step})
-    return _last_word(place, run, code)
+    return _last_word(place, run, code, watch)
 
 
 def _supervise(place: Place, about: Mapping[str, str], environment: Mapping[str, str], arguments: list[str]) -> dict[int, Any]:
@@ -121,13 +121,13 @@ def _untold(rank: int, exitcode: int, place: Place, watch: Watch, kernel_kills: 
     )
 
 
-def _last_word(place: Place, run: RunDir, code: int) -> int:
-    """Wait until the others have said how they ended, then judge all of it; node 0 prints the screen."""
+def _last_word(place: Place, run: RunDir, code: int, watch: Watch) -> int:
+    """Wait until the others have said how they ended, or nobody wants to wait; then judge all of it. Node 0 prints the screen."""
     if code == 0:
         return 0
     deadline = time.monotonic() + OTHERS_S
     others = [attempts.node_folder(place.attempt, node) / "exit.json" for node in range(place.nodes)]
-    while not all(path.exists() for path in others) and time.monotonic() < deadline:
+    while not all(path.exists() for path in others) and time.monotonic() < deadline and watch.asked is None:
         time.sleep(0.2)
     judged = why.look(run, int(place.attempt.name))
     if place.index == 0:
