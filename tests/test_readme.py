@@ -26,7 +26,7 @@ def place(tmp_path_factory):
     from safetensors.torch import save_file
 
     folder = tmp_path_factory.mktemp("readme")
-    for name in ("sft_dist", "configs", "slurm"):
+    for name in ("sft_dist", "launch", "configs", "slurm"):
         (folder / name).symlink_to(ROOT / name)
     [pets] = [block for block in re.findall(r"^```yaml\n(.*?)^```", README, re.MULTILINE | re.DOTALL) if "data/pets" in block]
     (folder / "pets.yaml").write_text(pets)
@@ -56,7 +56,7 @@ def quickstart(place):
 @pytest.mark.dist
 @pytest.mark.parametrize("command", RUN)
 def test_command_runs_as_it_stands_in_the_readme(command, place, quickstart):
-    trains, evaluates = "train" in command, " eval " in command
+    trains, evaluates = "train" in command or "sft-launch run" in command, " eval " in command
     own_name = re.search(r"run\.name=(\w+)", command)
     name = own_name[1] if own_name else "quickstart" if command == RUN[0] else f"door-{RUN.index(command)}"
     extra = [] if evaluates else [*SHORTER, f"run.name={name}"]

@@ -116,7 +116,7 @@ def test_a_rank_that_raises_ends_the_job_which_is_not_queued_again(submit, clust
     assert (ended["Restarts"], ended["ExitCode"]) == ("0", "1:0")
     told = home.outcome("diverged")
     assert (told["outcome"], told["error"]["type"]) == ("failed", "DivergedError")
-    assert "DivergedError: step " in cluster.log(job)
+    assert "first cause  rank" in cluster.log(job) and ": DivergedError" in cluster.log(job)
     assert "its share of the loss is nan" in cluster.log(job)
     cluster.assert_nothing_is_left(job)
 
