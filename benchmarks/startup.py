@@ -14,6 +14,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SFT_DIST = str(Path(sys.executable).parent / "sft-dist")
+SFT_LAUNCH = str(Path(sys.executable).parent / "sft-launch")
 QUICKSTART = str(REPOSITORY / "configs" / "quickstart.yaml")
 
 
@@ -22,6 +23,9 @@ def main() -> None:
         ("sft-dist --help", [SFT_DIST, "--help"], 0, 7),
         ("a refused config", [SFT_DIST, "train", QUICKSTART, "optim.lr=-1", "data.sizee=3"], 2, 7),
         ("sft-dist plan --quick", [SFT_DIST, "plan", QUICKSTART, "--quick", "--world", "8"], 0, 5),
+        ("sft-launch --help", [SFT_LAUNCH, "--help"], 0, 7),
+        ("sft-launch run, refused", [SFT_LAUNCH, "run", QUICKSTART, "optim.lr=-1", "data.sizee=3"], 2, 7),
+        ("sft-launch run --dry-run", [SFT_LAUNCH, "run", QUICKSTART, "--procs", "2", "--dry-run"], 0, 5),
         ("configs/quickstart.yaml, one process", [SFT_DIST, "train", QUICKSTART], 0, 3),
         ("the same again, finished", [SFT_DIST, "train", QUICKSTART], 0, 3),
     ]
