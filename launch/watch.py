@@ -101,7 +101,7 @@ class Watch:
         written = 0.0
         while True:
             ended = self.over.wait(LOOK_S)
-            now, self.beats = time.time_ns(), self._read()
+            now, before, self.beats = time.time_ns(), self.beats, self._read()
             self._hand_on()
             if ended or time.monotonic() > written + WRITE_S:
                 written = time.monotonic()
@@ -110,7 +110,9 @@ class Watch:
             if ended:
                 return
             stopped = [rank for rank, beat in self.beats.items() if _state(beat.pid) in "Tt"]
-            if late := silent(self.beats, stopped, self.limits, now):
+            # Seen twice: a beat that was read while it was written may hold the time of the phase before.
+            late = [rank for rank in silent(self.beats, stopped, self.limits, now) if before.get(rank) == self.beats[rank]]
+            if late:
                 self._end(late)
                 return
             for beat in self.beats.values():
