@@ -66,4 +66,7 @@ def start(launch: Launch, env: Mapping[str, str]) -> int:
     for number in FORWARDED:
         signal.signal(number, forward)
     codes = [each.wait() for each in agents]
-    return next((abs(code) for code in codes if code), 0)
+    for node, code in enumerate(codes):
+        if code < 0:
+            print(f"sft-launch: the agent of node {node} was killed by {signal.Signals(-code).name}", file=sys.stderr, flush=True)
+    return next((code if code > 0 else 75 for code in codes if code), 0)

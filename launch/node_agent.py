@@ -26,8 +26,7 @@ from sft_dist.rundir import RunDir, write_json
 REPOSITORY = Path(__file__).resolve().parent.parent
 LIBRARIES = ("torch", "torchvision", "accelerate", "deepspeed")
 OTHERS_S = 20.0
-"""How long a failed node waits for the others to say how they ended: the first to leave may end all of them (srun --kill-on-bad-exit)."""
-PATIENCE_S = 600.0
+"""How long a node that has ended waits for the others to end too: the first to leave may end all of them (srun --kill-on-bad-exit)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,20 +38,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         place = Place(index, told.nodes, told.procs, told.head, told.port, told.attempt)
         config = parse.load(told.config, told.overrides)
         place.folder.mkdir(parents=True, exist_ok=True)
-        return _run(place, Limits.of(config), RunDir.of(config), [str(told.config), *told.overrides])
+        limits, run = Limits.of(config), RunDir.of(config)
+        return _run(place, limits, run, [str(told.config), *told.overrides], told.patience)
     except SftError as error:
         _say("\n".join(["sft-launch: cannot start this node", *(f"  - {problem}" for problem in error.problems)]))
         return error.exit_code
 
 
-def _run(place: Place, limits: Limits, run: RunDir, arguments: list[str]) -> int:
+def _run(place: Place, limits: Limits, run: RunDir, arguments: list[str], patience_s: float) -> int:
     about = {"host": socket.gethostname(), **_software()}
     write_json(place.folder / "agent.json", {**about, "pid": os.getpid(), "time_ns": time.time_ns(), "ranks": list(place.ranks)})
     with tempfile.TemporaryDirectory(prefix="sft-", dir=nodes.pulse_folder()) as pulses:
         kernel_kills = _kernel_kills()
         watch = Watch(place, Path(pulses), limits)
         try:
-            failed = _supervise(place, about, nodes.rank_environment(place, os.environ, Path(pulses)), arguments)
+            failed = _supervise(place, about, nodes.rank_environment(place, os.environ, Path(pulses)), arguments, patience_s)
         finally:
             watch.close()
         _sweep(place.folder)
@@ -62,7 +62,9 @@ def _run(place: Place, limits: Limits, run: RunDir, arguments: list[str]) -> int
     return _last_word(place, run, code)
 
 
-def _supervise(place: Place, about: Mapping[str, str], environment: Mapping[str, str], arguments: list[str]) -> dict[int, Any]:
+def _supervise(
+    place: Place, about: Mapping[str, str], environment: Mapping[str, str], arguments: list[str], patience_s: float
+) -> dict[int, Any]:
     """Start the ranks and wait for their end; torchrun's record of those that failed, by rank."""
     from torch.distributed.elastic.agent.server.api import WorkerSpec
     from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
@@ -80,11 +82,12 @@ def _supervise(place: Place, about: Mapping[str, str], environment: Mapping[str,
         local_world_size=place.procs,
         entrypoint=sys.executable,
         args=tuple(part.replace("$", "$$") for part in (script, *arguments)),  # torchrun fills in ${local_rank}, and would make one $ of $$
-        rdzv_handler=Gang(place, about, PATIENCE_S, _say),
+        rdzv_handler=Gang(place, about, patience_s, _say),
         max_restarts=0,
         monitor_interval=0.1,
     )
-    agent = LocalElasticAgent(spec, Logs(place.folder), log_line_prefix_template="${hostname}:${rank}| ")
+    logs, prefix = Logs(place.folder), "${hostname}:${rank}| "
+    agent = LocalElasticAgent(spec, logs, exit_barrier_timeout=OTHERS_S, log_line_prefix_template=prefix)  # torch waits five minutes
     return dict(agent.run().failures)
 
 
@@ -164,6 +167,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--procs", type=int, default=1, help="ranks on each node")
     parser.add_argument("--head", default="127.0.0.1", help="address of node 0, as the others reach it")
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--patience", type=float, default=600.0, metavar="SECONDS", help="how long the other nodes may take to come")
     parser.add_argument("--attempt", type=Path, required=True, help="attempts/<k> of the run's folder")
     parser.add_argument("config", type=Path)
     parser.add_argument("overrides", nargs=argparse.REMAINDER)
