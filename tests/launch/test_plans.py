@@ -44,7 +44,7 @@ def test_the_dry_run_shows_everything_and_no_secret() -> None:
 
 
 def test_a_secret_that_would_be_set_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plans, "environment", lambda launch, env: {**env, "HF_TOKEN": "hf_secret"})
+    monkeypatch.setattr(plans, "environment", lambda *_: {"HF_TOKEN": "hf_secret"})
     told = "\n".join(plans.describe(launch(), {}))
     assert "export HF_TOKEN=..." in told
     assert "hf_secret" not in told
