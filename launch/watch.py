@@ -109,11 +109,12 @@ class Watch:
                     attempts.write_beats(self.place.folder, self.beats)
             if ended:
                 return
-            stopped = [rank for rank, beat in self.beats.items() if _state(beat.pid) in "Tt"]
-            if late := silent(self.beats, stopped, self.limits, now):
+            states = {rank: _state(beat.pid) for rank, beat in self.beats.items()}
+            here = {rank: beat for rank, beat in self.beats.items() if states[rank] not in "?XZ"}  # who has ended may be silent
+            if late := silent(here, [rank for rank in here if states[rank] in "Tt"], self.limits, now):
                 self._end(late)
                 return
-            for beat in self.beats.values():
+            for beat in here.values():
                 self.limits.learn(beat.phase, (now - beat.since_ns) / 1e9)
 
     def _read(self) -> dict[int, Beat]:
