@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from launch.nodes import Place
 from launch.watch import Limits, Watch
 from sft_dist import attempts, parse
 from sft_dist.errors import SftError
+from sft_dist.pulse import Beat
 from sft_dist.rundir import RunDir, write_json
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -53,13 +55,21 @@ def _run(place: Place, limits: Limits, run: RunDir, arguments: list[str], patien
         watch = Watch(place, Path(pulses), limits)
         try:
             failed = _supervise(place, about, nodes.rank_environment(place, os.environ, Path(pulses)), arguments, patience_s)
+        except SftError as error:
+            attempts.write_failure(place.folder, _refusal(error, place))
+            _write_exit(place, run, error.exit_code, watch)
+            raise
         finally:
             watch.close()
         _sweep(place.folder)
         code = _codes(failed, place, watch, _kernel_kills() - kernel_kills)
+    _write_exit(place, run, code, watch)
+    return _last_word(place, run, code)
+
+
+def _write_exit(place: Place, run: RunDir, code: int, watch: Watch) -> None:
     asked = watch.asked.name if watch.asked else None
     write_json(place.folder / "exit.json", {"code": code, "time_ns": time.time_ns(), "asked": asked, "step": run.saved_step})
-    return _last_word(place, run, code)
 
 
 def _supervise(
@@ -107,6 +117,12 @@ def _sweep(folder: Path) -> None:
     for path in [*folder.glob("rank-*.stack"), *folder.glob("rank-*.err"), *folder.glob("rank-*.torchrun")]:
         if path.stat().st_size == 0:
             path.unlink()
+
+
+def _refusal(error: SftError, place: Place) -> attempts.Failure:
+    """The record of a node whose ranks were never started, under the name of its first one."""
+    told = attempts.failure_of(error, error.exit_code, place.ranks[0], Beat(0, 0, "start-up", 0, 0), place.index)
+    return replace(told, traceback=(), told_by="agent")
 
 
 def _untold(rank: int, exitcode: int, place: Place, watch: Watch, kernel_kills: int) -> attempts.Failure:
