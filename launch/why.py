@@ -152,11 +152,16 @@ def _hang(verdict: Verdict, root: Failure, message: list[str]) -> list[str]:
         host, verb = (f" on {root.host}", "has") if len(behind) == 1 else ("", "have")
         lines.append(f"{who}{host} {verb} been in {beat.phase} of step {beat.step}{since}")
     lines += [re.sub(r"^  in [a-z0-9 -]+ since [\d:]+, ", "  ", line) for line in message]
-    path = stack_of(verdict)
-    lines += [cut(f"  | {line}") for line in (_main_thread(path) if path else ())]
+    own = _stack(verdict, root.rank)
+    lines += own
     for who, beat in groups(waiting)[:4]:
         lines.append(f"{who} {'wait' if who.startswith('ranks') else 'waits'} in {beat.phase} of step {beat.step}")
-    return lines
+    return lines if own or not waiting else [*lines, *_stack(verdict, min(waiting))]
+
+
+def _stack(verdict: Verdict, rank: int) -> list[str]:
+    path = stack_of(verdict, rank)
+    return [cut(f"  | {line}") for line in (_main_thread(path) if path else ())]
 
 
 def _main_thread(path: Path) -> list[str]:
