@@ -233,7 +233,7 @@ def test_what_only_a_node_can_find_is_the_users_mistake_whatever_its_path_is_cal
     code = started.end()
     assert (code, started.left()) == (2, []), started.screen
     record = next(json.loads(path.read_text()) for path in sorted(started.attempt.glob("node-*/rank-*.json")))
-    assert (record["type"], record["code"], record["phase"], record["step"]) == ("ConfigError", 2, "data", 1)
+    assert (record["type"], record["code"], record["phase"], record["step"]) == ("ConfigError", 2, "exchange", 1)
     assert f"{HOSTILE}/train/b/" in record["message"]
     assert "again?  no: the same mistake would be made again" in started.screen
     assert not list(folder.rglob("owned"))
