@@ -15,7 +15,7 @@ def advice(run: RunDir, verdict: Verdict) -> list[str]:
         return _memory(verdict)
     if verdict.kind == "hang":
         return _hang(verdict)
-    if verdict.kind == "killed" and verdict.asked:
+    if verdict.kind == "killed" and verdict.asked not in (None, "SIGINT"):  # a second interrupt means it
         return [f"it was killed while it saved after {verdict.asked}; ask earlier (sbatch --signal=B:USR1@1800)"]
     host = f" (sbatch --exclude={verdict.root.host})" if verdict.root else ""
     if verdict.root and verdict.root.type == "NodeLost":
@@ -103,9 +103,6 @@ def _cause_advice(verdict: Verdict) -> list[str]:
     return [f"if it is always {host}, leave it out (sbatch --exclude={host}); sft-launch doctor tests the machines"] if host else []
 
 
-def stack_of(verdict: Verdict) -> Path | None:
-    """The file with the Python stacks of the rank that the verdict names, if the watchdog could get them."""
-    if verdict.root is None:
-        return None
-    path = verdict.attempt.path / f"node-{verdict.root.node}" / f"rank-{verdict.root.rank}.stack"
-    return path if path.is_file() else None
+def stack_of(verdict: Verdict, rank: int) -> Path | None:
+    """The file with the Python stacks of a rank, if the watchdog could get them: one that is stopped writes none."""
+    return next(iter(verdict.attempt.path.glob(f"node-*/rank-{rank}.stack")), None)

@@ -98,17 +98,23 @@ def lost_nodes(attempt: Attempt, now_ns: int) -> list[Failure]:
 
 
 def last_sign(node: Node) -> int:
-    return max(node.beaten_ns, _ended_ns(node))
+    return max(_seen_ns(node), _ended_ns(node))
+
+
+def _seen_ns(node: Node) -> int:
+    """When its agent last wrote its ranks' beats, or began."""
+    begun = node.about.get("time_ns")
+    return node.beaten_ns or (begun if isinstance(begun, int) else 0)
 
 
 def _is_lost(node: Node, nodes: Sequence[Node], now_ns: int) -> bool:
-    if node.ended is not None or not node.beaten_ns:
+    if node.ended is not None or not _seen_ns(node):
         return False
     others = [other for other in nodes if other.index != node.index]
-    if max(map(last_sign, others), default=0) - node.beaten_ns > LOST_NS:
+    if max(map(last_sign, others), default=0) - _seen_ns(node) > LOST_NS:
         return True
     patience = LOST_NS if any(other.ended is not None for other in others) else SILENT_NS
-    return now_ns - node.beaten_ns > patience
+    return now_ns - _seen_ns(node) > patience
 
 
 def _loss(node: Node) -> Failure:
@@ -116,7 +122,7 @@ def _loss(node: Node) -> Failure:
     beat = node.beats.get(rank, Beat(0, 0, "", 0, 0))
     host = str(node.about.get("host", "unknown host"))
     message = f"node {node.index} ({host}) vanished: its agent left no last word"
-    return Failure(node.beaten_ns, rank, host, beat.step, beat.phase, 75, "NodeLost", message, node.index, told_by="heartbeats")
+    return Failure(_seen_ns(node), rank, host, beat.step, beat.phase, 75, "NodeLost", message, node.index, told_by="heartbeats")
 
 
 def _never_came(attempt: Attempt) -> Iterable[Failure]:

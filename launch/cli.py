@@ -74,18 +74,23 @@ def begin(config: Path, overrides: tuple[str, ...], nodes: int, procs: int, laun
     click.echo(str(local.begin(settings, nodes, procs, launcher, again).absolute()))
 
 
+OVER = click.option("--over", is_flag=True, help="The attempt is over: an agent without a last word was killed.")
+
+
 @cli.command()
 @click.argument("run_folder", type=click.Path(path_type=Path), metavar="RUN")
-def again(run_folder: Path) -> None:
+@OVER
+@click.option("--made-room", is_flag=True, help="It was stopped to make room, whatever the signal says.")
+def again(run_folder: Path, over: bool, made_room: bool) -> None:
     """Say whether the last attempt at RUN is worth another one, by exit code 0 or 1, and why.
 
     For scripts that queue a job again: slurm/finetune.sh.
     """
-    from launch import why
+    from launch import verdict, why
 
-    verdict = why.look(why.find(run_folder))
-    click.echo(f"attempt {verdict.attempt.number}: {verdict.why}")
-    sys.exit(0 if verdict.retry else 1)
+    worth, reason = verdict.worth_another(why.look(why.find(run_folder), over=over), made_room)
+    click.echo(reason)
+    sys.exit(0 if worth else 1)
 
 
 @cli.command()
@@ -93,12 +98,13 @@ def again(run_folder: Path) -> None:
 @click.option("--all", "everything", is_flag=True, help="Also those that only report the consequence, whole tracebacks, earlier attempts.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--attempt", type=click.IntRange(1), help="This attempt; by default the last one.")
-def why(run_folder: Path, everything: bool, as_json: bool, attempt: int | None) -> None:
+@OVER
+def why(run_folder: Path, everything: bool, as_json: bool, attempt: int | None, over: bool) -> None:
     """Say how RUN ended: the first cause, what is lost, and what to type next."""
     from launch import why as screens
 
     run = screens.find(run_folder)
-    verdict = screens.look(run, attempt)
+    verdict = screens.look(run, attempt, over=over)
     told = [json.dumps(screens.to_json(run, verdict), indent=1)] if as_json else screens.screen(run, verdict, everything)
     click.echo("\n".join(told))
 

@@ -5,7 +5,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from torch.distributed import DistError, PrefixStore, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
@@ -14,6 +14,7 @@ from launch.nodes import Place
 from sft_dist.errors import InfrastructureError, MachineError
 
 Say = Callable[[str], None]
+Result = TypeVar("Result")
 TOLD_AFTER_S = 5
 
 
@@ -24,9 +25,9 @@ class Gang(RendezvousHandler):
     says for minutes nothing of a head that cannot be reached; and it starts whatever each node has installed.
     """
 
-    def __init__(self, place: Place, about: Mapping[str, str], patience_s: float, say: Say) -> None:
-        """about: what must be the same on all nodes, by name, and `host`. patience_s: how long nodes may take to come."""
-        self.place, self.about, self.patience_s, self.say = place, about, patience_s, say
+    def __init__(self, place: Place, about: Mapping[str, str], patience_s: float, say: Say, asked: Callable[[], object]) -> None:
+        """about: what must be the same on all nodes, by name, and `host`. patience_s: how long nodes may take to come. asked: to leave."""
+        self.place, self.about, self.patience_s, self.say, self.asked = place, about, patience_s, say, asked
         self.info: RendezvousInfo | None = None
 
     @property
@@ -41,11 +42,44 @@ class Gang(RendezvousHandler):
         if self.info is None:
             deadline = time.monotonic() + self.patience_s
             place = self.place
-            self.server, port = _serve(place) if place.index == 0 else (_reach(place, deadline, self.say), place.port)
+            self.server, port = _serve(place) if place.index == 0 else (self._patiently(deadline, self._reach), place.port)
             store = PrefixStore(f"attempt-{place.attempt.name}", self.server)
-            _compare(_exchange(store, place, self.about, deadline, self.say), place)
+            store.set(f"about/{place.index}", json.dumps(dict(self.about)))
+            _compare(self._patiently(deadline, lambda: self._gather(store)), place)
             self.info = RendezvousInfo(store, place.index, place.nodes, RendezvousStoreInfo(place.head, port))
         return self.info
+
+    def _reach(self) -> TCPStore | str:
+        place, patience = self.place, timedelta(minutes=30)
+        try:
+            socket.create_connection((place.head, place.port), timeout=5).close()
+            return TCPStore(place.head, place.port, is_master=False, wait_for_workers=False, timeout=patience)
+        except (OSError, DistError) as error:
+            return f"node {place.index} ({socket.gethostname()}) cannot reach the head at {place.head}:{place.port}: {error}"
+
+    def _gather(self, store: PrefixStore) -> list[dict[str, Any]] | str:
+        """What each node says of itself, by node."""
+        place = self.place
+        keys = [f"about/{node}" for node in range(place.nodes)]
+        missing = ", ".join(str(node) for node, key in enumerate(keys) if not store.check([key]))
+        if missing:
+            return f"node {missing} of {place.nodes} did not come to {place.head}:{place.port} yet"
+        return [json.loads(store.get(key)) for key in keys]
+
+    def _patiently(self, deadline: float, attempt: Callable[[], Result | str]) -> Result:
+        """Try until there is something else than a problem in words, which is told after seconds. Raises InfrastructureError
+        when it was long enough, or where somebody asked this node to leave."""
+        told = time.monotonic() + TOLD_AFTER_S
+        while isinstance(found := attempt(), str):
+            if self.asked():
+                raise InfrastructureError(f"asked to stop before all nodes had come: {found}")
+            if time.monotonic() > deadline:
+                raise InfrastructureError(f"{found}; is it up, and can the nodes reach each other there?")
+            if time.monotonic() > told:
+                self.say(f"waiting: {found}")
+                told += 30
+            time.sleep(0.2)
+        return found
 
     def is_closed(self) -> bool:
         return False
@@ -63,8 +97,11 @@ class Gang(RendezvousHandler):
         return True
 
 
-def listen(head: str, port: int) -> socket.socket:
-    """A socket on the head's own address. Raises MachineError, with host and port, where it cannot be had."""
+def listen(head: str, port: int, alone: bool) -> socket.socket:
+    """A socket on the head's own address. Raises MachineError, with host and port, where it cannot be had.
+
+    alone: this is the only node. Else a name that means loopback on its own host (Debian's 127.0.1.1) means all addresses.
+    """
     where = f"{head}:{port}"
     try:
         family, kind, _, _, address = socket.getaddrinfo(head, port, type=socket.SOCK_STREAM)[0]
@@ -72,6 +109,8 @@ def listen(head: str, port: int) -> socket.socket:
         raise MachineError(
             f"the head's name {head} does not resolve on {socket.gethostname()}: {error.strerror}; give --head an address"
         ) from error
+    if not alone and str(address[0]).startswith("127.") and not head.startswith("127."):
+        address = ("", port)
     listener = socket.socket(family, kind)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -88,46 +127,11 @@ def listen(head: str, port: int) -> socket.socket:
 
 def _serve(place: Place) -> tuple[TCPStore, int]:
     """The store, and the port on which it listens: the given one, or with 0 a free one."""
-    listener = listen(place.head, place.port)
+    listener = listen(place.head, place.port, alone=place.nodes == 1)
     port: int = listener.getsockname()[1]
     patience = timedelta(minutes=30)
     store = TCPStore(place.head, port, is_master=True, wait_for_workers=False, timeout=patience, master_listen_fd=listener.detach())
     return store, port
-
-
-def _reach(place: Place, deadline: float, say: Say) -> TCPStore:
-    where, told = f"{place.head}:{place.port}", time.monotonic() + TOLD_AFTER_S
-    while True:
-        try:
-            socket.create_connection((place.head, place.port), timeout=5).close()
-            return TCPStore(place.head, place.port, is_master=False, wait_for_workers=False, timeout=timedelta(minutes=30))
-        except (OSError, DistError) as error:
-            problem = str(error)
-        if time.monotonic() > deadline:
-            raise InfrastructureError(f"node {place.index} ({socket.gethostname()}) cannot reach the head at {where}: {problem}")
-        if time.monotonic() > told:
-            say(f"node {place.index} waits for the head at {where}: {problem}")
-            told += 30
-        time.sleep(0.2)
-
-
-def _exchange(store: PrefixStore, place: Place, about: Mapping[str, str], deadline: float, say: Say) -> list[dict[str, Any]]:
-    """What each node says of itself, by node."""
-    store.set(f"about/{place.index}", json.dumps(dict(about)))
-    told = time.monotonic() + TOLD_AFTER_S
-    while True:
-        missing = [node for node in range(place.nodes) if not store.check([f"about/{node}"])]
-        if not missing:
-            return [json.loads(store.get(f"about/{node}")) for node in range(place.nodes)]
-        names = ", ".join(map(str, missing))
-        if time.monotonic() > deadline:
-            raise InfrastructureError(
-                f"node {names} of {place.nodes} did not come to {place.head}:{place.port}; is it up, and can it reach that address?"
-            )
-        if time.monotonic() > told:
-            say(f"waiting for node {names} of {place.nodes} at {place.head}:{place.port}")
-            told += 30
-        time.sleep(0.1)
 
 
 def _compare(nodes: list[dict[str, Any]], place: Place) -> None:

@@ -56,7 +56,7 @@ def start(launch: Launch, env: Mapping[str, str]) -> int:
         sys.stdout.flush()
         command = plans.agent(launch, 0)
         os.execve(command[0], command, whole)  # noqa: S606 (an argument list, no shell)
-    agents = [subprocess.Popen(plans.agent(launch, node), env=whole, start_new_session=True) for node in range(launch.nodes)]
+    agents: list[subprocess.Popen[bytes]] = []
 
     def forward(number: int, _: object) -> None:
         for each in agents:
@@ -65,5 +65,9 @@ def start(launch: Launch, env: Mapping[str, str]) -> int:
 
     for number in FORWARDED:
         signal.signal(number, forward)
+    agents += [subprocess.Popen(plans.agent(launch, node), env=whole, start_new_session=True) for node in range(launch.nodes)]
     codes = [each.wait() for each in agents]
-    return next((abs(code) for code in codes if code), 0)
+    for node, code in enumerate(codes):
+        if code < 0:
+            print(f"sft-launch: the agent of node {node} was killed by {signal.Signals(-code).name}", file=sys.stderr, flush=True)
+    return next((code if code > 0 else 75 for code in codes if code), 0)

@@ -79,6 +79,13 @@ def fingerprint(failure: Failure) -> str:
     return f"{failure.type} in {failure.phase}: {first}"
 
 
+def worth_another(verdict: Verdict, made_room: bool) -> tuple[bool, str]:
+    """Whether a scheduler should start the run again, and why; made_room: it was stopped in favour of another job."""
+    if made_room and verdict.kind == "saved":
+        return True, f"attempt {verdict.attempt.number}: yes: it made room for another job, and goes on from its checkpoint"
+    return verdict.retry, f"attempt {verdict.attempt.number}: {verdict.why}"
+
+
 def _kind(attempt: Attempt, causes: Causes, outcome: Mapping[str, Any]) -> tuple[str, int]:
     """What this attempt is by itself, and its exit code."""
     about_this = outcome.get("attempt") == attempt.number

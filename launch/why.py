@@ -17,6 +17,7 @@ from sft_dist.errors import ConfigError
 from sft_dist.rundir import RunDir, read_json
 
 MESSAGE, TRACEBACK, STACK = 5, 7, 6  # lines of each that are shown without --all
+LONG_AFTER_NS = 3600 * 10**9
 RECENT = 50  # attempts that are read: the verdict looks back as long as nothing moves
 ENDED_WELL = ("done", "saved")
 AGREED = {"ConfigError", "MachineError", "DivergedError"}  # say all they know; where they were raised does not help
@@ -32,8 +33,11 @@ def find(path: Path) -> RunDir:
     return run
 
 
-def look(run: RunDir, number: int | None = None, now_ns: int | None = None) -> Verdict:
-    """The verdict on an attempt of a run, by default on the last one. Raises ConfigError if there is no such attempt."""
+def look(run: RunDir, number: int | None = None, now_ns: int | None = None, over: bool = False) -> Verdict:
+    """The verdict on an attempt of a run, by default on the last one. Raises ConfigError if there is no such attempt.
+
+    over: nothing of it runs any more, so that an agent that left no last word was killed, however fresh its last sign is.
+    """
     there = attempts.numbers(run)
     number = there[-1] if number is None else number
     if number not in there:
@@ -44,7 +48,8 @@ def look(run: RunDir, number: int | None = None, now_ns: int | None = None) -> V
         step = int(latest.name.removeprefix("step-")) if latest else 0
     else:
         step = attempts.read(run, there[there.index(number) + 1]).about.get("from_step", 0)
-    return judge(before, time.time_ns() if now_ns is None else now_ns, step, read_json(run.outcome))
+    now_ns = (time.time_ns() if now_ns is None else now_ns) + over * LONG_AFTER_NS
+    return judge(before, now_ns, step, read_json(run.outcome))
 
 
 def screen(run: RunDir, verdict: Verdict, everything: bool = False) -> list[str]:
@@ -152,11 +157,16 @@ def _hang(verdict: Verdict, root: Failure, message: list[str]) -> list[str]:
         host, verb = (f" on {root.host}", "has") if len(behind) == 1 else ("", "have")
         lines.append(f"{who}{host} {verb} been in {beat.phase} of step {beat.step}{since}")
     lines += [re.sub(r"^  in [a-z0-9 -]+ since [\d:]+, ", "  ", line) for line in message]
-    path = stack_of(verdict)
-    lines += [cut(f"  | {line}") for line in (_main_thread(path) if path else ())]
+    own = _stack(verdict, root.rank)
+    lines += own
     for who, beat in groups(waiting)[:4]:
         lines.append(f"{who} {'wait' if who.startswith('ranks') else 'waits'} in {beat.phase} of step {beat.step}")
-    return lines
+    return lines if own or not waiting else [*lines, *_stack(verdict, min(waiting))]
+
+
+def _stack(verdict: Verdict, rank: int) -> list[str]:
+    path = stack_of(verdict, rank)
+    return [cut(f"  | {line}") for line in (_main_thread(path) if path else ())]
 
 
 def _main_thread(path: Path) -> list[str]:

@@ -105,7 +105,7 @@ def write_beats(node: Path, beats: Mapping[int, Beat]) -> None:
 def numbers(run: RunDir) -> list[int]:
     """The attempts there are, oldest first."""
     there = run.path / "attempts"
-    return sorted(int(path.name) for path in there.iterdir() if path.name.isdigit()) if there.is_dir() else []
+    return sorted(int(path.name) for path in there.iterdir() if path.name.isdecimal()) if there.is_dir() else []
 
 
 def read(run: RunDir, number: int) -> Attempt:
@@ -116,7 +116,7 @@ def read(run: RunDir, number: int) -> Attempt:
     failures += [
         failure for file in path.glob("error-rank*.json") if (failure := _older(file)) and failure.rank not in {f.rank for f in failures}
     ]
-    nodes = [_node(place) for place in path.glob("node-*") if place.name.removeprefix("node-").isdigit()]
+    nodes = [_node(place) for place in path.glob("node-*") if place.name.removeprefix("node-").isdecimal()]
     return Attempt(
         number,
         path,

@@ -79,7 +79,8 @@ def _record(error: BaseException, code: int, pulse: Pulse) -> None:
     from sft_dist import attempts  # the config with it, which `--help` must not build
 
     rank, node = int(os.environ.get("RANK", "0")), int(os.environ.get("GROUP_RANK", "0"))
-    failure = attempts.failure_of(error, code, rank, pulse.beat, node)
+    cause = error.__cause__ if isinstance(error, click.exceptions.Abort) else None  # click's word for a KeyboardInterrupt
+    failure = attempts.failure_of(cause or error, code, rank, pulse.beat, node)
     try:
         if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
             extra = {"py_callstack": "".join(traceback.format_exception(error)), "timestamp": str(int(time.time()))}

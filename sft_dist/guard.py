@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from sft_dist.pulse import Pulse
@@ -20,8 +21,10 @@ def start(pulse: Pulse, rank: int) -> None:
     """Stand guard from now to the end of the process; nothing to do where no agent started it."""
     if pulse.attempt is None:
         return
-    stacks = (pulse.attempt / f"rank-{rank}.stack").open("w")  # open to the end: it is written when Python itself may be stuck
-    faulthandler.register(STACKS, stacks, all_threads=True)
+    with suppress(OSError):  # a full or forbidden disk is told by those who need it
+        stacks = (pulse.attempt / f"rank-{rank}.stack").open("w")  # open to the end: it is written when Python itself may be stuck
+        faulthandler.register(STACKS, stacks, all_threads=True)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {STACKS})  # the agent holds it back until somebody can answer
     arguments = (pulse, pulse.attempt / f"rank-{rank}.flight.json", os.getppid())
     threading.Thread(target=_look, args=arguments, name="guard", daemon=True).start()
 

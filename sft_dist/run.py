@@ -161,9 +161,9 @@ def _batches(parts: Parts, progress: Progress) -> Iterable[Batch]:
 def _finish(parts: Parts, progress: Progress, asked: bool) -> None:
     """The last words: the test of the best checkpoint, scores.json, outcome.json."""
     parts.saver.finish(final=True)
-    parts.engine.pulse.at("end")
     ended = None if asked else reason_to_end(progress, parts.plan, parts.config.stop)
     test = _test(parts, progress) if ended else None
+    parts.engine.pulse.at("end")
     if parts.splits.test is not None and parts.config.eval.test and test is None:
         ended = None  # asked to stop before the test was through
     if not parts.engine.is_main:

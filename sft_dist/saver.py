@@ -120,10 +120,13 @@ class Saver:
             yield
         except SftError as error:
             if error.everywhere:
+                phase = self.engine.pulse.beat.phase
                 try:
                     self.finish()
                 except MachineError as late:  # the first error stays the first
                     raise type(error)([*error.problems, *late.problems], everywhere=True) from error
+                finally:
+                    self.engine.pulse.at(phase)  # the record tells where it went wrong, not what was still waited for
             raise
 
     def warned(self) -> list[str]:

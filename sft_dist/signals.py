@@ -35,8 +35,8 @@ def watch() -> Iterator[StopRequest]:
     try:
         yield request
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, handler in before.items():  # one more of the kind, on the way out, must not kill what has saved
+            signal.signal(number, signal.SIG_IGN if request.made and number != signal.SIGINT else handler)
 
 
 def ignore() -> None:

@@ -34,7 +34,10 @@ address=$(scontrol show node "$head" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p') #
 port=$((20000 + SLURM_JOB_ID % 12000))                                          # below the ephemeral range, and not everybody's 29500
 echo "job $SLURM_JOB_ID, start $start: $nodes node(s) x $procs process(es), head $head ($address:$port)"
 
-# What can be refused is refused here, once, before anything is started.
+# What can be refused is refused here, once, before anything is started. A signal that comes meanwhile is kept.
+asked=none
+trap 'asked=USR1' USR1
+trap 'asked=TERM' TERM
 attempt=$(launch begin --nodes "$nodes" --procs "$procs" --launcher "Slurm job $SLURM_JOB_ID, start $start" "$@") || exit
 [ -n "$attempt" ] || exit 0 # the run was finished before
 run=${attempt%/attempts/*}
@@ -42,7 +45,7 @@ srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --cpus-per-task="${S
     "$python" -P -m launch.node_agent --nodes "$nodes" --procs "$procs" --head "$address" --port "$port" --attempt "$attempt" "$@" &
 step=$!
 
-# Bash runs a trap only when `wait` returns: srun is in the background. Signals are repeated, as an agent that still starts hears none.
+# Bash runs a trap only when `wait` returns: srun is in the background. Signals are repeated, as srun may not have started all agents yet.
 # shellcheck disable=SC2317 # called by the traps
 forward() {
     asked=$1
@@ -52,18 +55,20 @@ forward() {
         for _ in {1..20}; do kill -0 "$step" 2>/dev/null && sleep 1; done # not one long sleep, which would outlive the job
     done &
 }
-asked=none
 trap 'forward USR1' USR1
 trap 'forward TERM' TERM
+[ "$asked" = none ] || forward "$asked"
 while kill -0 "$step" 2>/dev/null; do wait "$step"; done
 wait "$step"
 code=$?
 
 # The agent of node 0 tells what went wrong; where it died itself, this does.
-[ "$code" = 0 ] || [ -e "$attempt/node-0/exit.json" ] || launch why "$run"
+[ "$code" = 0 ] || [ -e "$attempt/node-0/exit.json" ] || launch why --over "$run"
 # TERM: somebody cancelled the job, unless a job of more weight took its place. Else the run's own records say whether it is worth it.
-[ "$asked" != TERM ] || scontrol show job "$SLURM_JOB_ID" | grep -q 'PreemptTime=[0-9]' || exit "$code"
-if again=$(launch again "$run") && [ "$start" -lt "${SFT_MAX_STARTS:-100}" ]; then
+made_room=()
+scontrol show job "$SLURM_JOB_ID" | grep -q 'PreemptTime=[0-9]' && made_room=(--made-room)
+[ "$asked" != TERM ] || [ "${#made_room[@]}" = 1 ] || exit "$code"
+if again=$(launch again --over "${made_room[@]}" "$run") && [ "$start" -lt "${SFT_MAX_STARTS:-100}" ]; then
     echo "$(date +%T) $again; the job goes back into the queue"
     [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || SLURM_JOB_ID=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
     exec scontrol requeue "$SLURM_JOB_ID" # Slurm ends this script

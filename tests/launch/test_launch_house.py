@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "launch").glob("*.py"))
-ON_THE_NODES = {"gang", "logs", "node_agent"}
+ON_THE_NODES = {"gang", "logs", "agent"}
 ORDER = [
     "words",
     "causes",
@@ -23,7 +23,9 @@ ORDER = [
     "local",
     "gang",
     "logs",
+    "hold",
     "watch",
+    "agent",
     "node_agent",
     "cli",
     "__main__",

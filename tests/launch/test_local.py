@@ -1,0 +1,125 @@
+"""What a start on this machine refuses, and what it writes down before anything runs."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from given import TREE, a_config
+
+from launch import local
+from launch.cli import main
+from sft_dist import rundir
+from sft_dist.config import Config
+from sft_dist.errors import ConfigError, MachineError
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    return a_config(run__dir=str(tmp_path / "runs"))
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A config file in the folder that commands are started in."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "config.yaml"
+    path.write_text(TREE)
+    return path
+
+
+def begin(config: Config) -> Path:
+    return local.begin(config, 2, 4, "by hand", ["sft-launch", "run", "config.yaml"])
+
+
+def test_attempts_are_numbered_and_said_before(config: Config, tmp_path: Path) -> None:
+    found = []
+    for _ in range(3):
+        foretold = local.would_begin(config)
+        assert not foretold.exists()
+        found.append(begin(config))
+        assert found[-1] == foretold
+    assert found == [tmp_path / "runs" / "small" / "attempts" / str(number) for number in (1, 2, 3)]
+
+
+def test_an_attempt_says_who_started_what_and_from_where(config: Config) -> None:
+    before = time.time_ns()
+    about = json.loads((begin(config) / "attempt.json").read_text())
+    assert before <= about.pop("started_ns") <= time.time_ns()
+    assert about == {"nodes": 2, "procs": 4, "launcher": "by hand", "from_step": 0, "command": ["sft-launch", "run", "config.yaml"]}
+
+
+def test_an_attempt_goes_on_from_the_latest_checkpoint(config: Config) -> None:
+    run = rundir.create(config)
+    (run.checkpoints / "step-00000040").mkdir()
+    (run.checkpoints / "latest").write_text("step-00000040")
+    assert json.loads((begin(config) / "attempt.json").read_text())["from_step"] == 40
+
+
+def test_a_run_that_goes_on_elsewhere_is_refused_and_its_holder_named(config: Config) -> None:
+    run = rundir.create(config)
+    hold = f"import sys\nfrom pathlib import Path\nfrom sft_dist import rundir\nwith rundir.lock(rundir.RunDir(Path({str(run.path)!r}))): "
+    holder = subprocess.Popen(
+        [sys.executable, "-c", hold + "print('held', flush=True); sys.stdin.read()"],
+        cwd=Path(__file__).resolve().parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    try:
+        with pytest.raises(MachineError) as refused:
+            begin(config)
+    finally:
+        holder.communicate("")
+    assert str(holder.pid) in str(refused.value)
+    assert list((run.path / "attempts").iterdir()) == []
+    assert begin(config).name == "1"
+
+
+def test_a_start_is_refused_before_any_folder_is_made(file: Path) -> None:
+    with pytest.raises(ConfigError) as refused:
+        local.checked(file, ("optim.lr=-1", "run.name=a"), {}, 2)
+    assert "optim.lr = -1" in str(refused.value)
+    with pytest.raises(ConfigError, match="holds a control character"):
+        local.checked(file, ("data.root=a\nb",), {}, 2)
+    assert sorted(path.name for path in file.parent.iterdir()) == ["config.yaml"]
+
+
+def test_ranks_that_would_have_nothing_to_do_are_refused_by_the_size_of_the_job(file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"batch\.total = 32 is fewer than the 64 ranks"):
+        local.checked(file, (), {}, 64)
+    assert local.checked(file, ("device=cpu",), {"SFT_EXPECT_WORLD": "9"}, None)[1] == 1
+
+
+def test_several_nodes_on_one_machine_are_refused_unless_they_are_meant(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["run", str(file), "--nodes", "2"])
+    assert ended.value.code == 2
+    assert "--nodes 2 on one machine needs --simulate" in capsys.readouterr().err
+
+
+def test_a_dry_run_makes_nothing(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["run", str(file), "--dry-run", "--procs", "2", "device=cpu"])
+    assert ended.value.code == 0
+    told = capsys.readouterr().out
+    assert told.startswith(f"# 2 rank(s) on 1 node(s), attempt folder {file.parent / 'runs' / 'small' / 'attempts' / '1'}\n")
+    assert sorted(path.name for path in file.parent.iterdir()) == ["config.yaml"]
+
+
+def test_a_finished_run_is_not_started_again(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings, _ = local.checked(file, (), {}, 1)
+    run = rundir.create(settings)
+    from sft_dist import parse
+
+    run.config.write_text(parse.to_yaml(settings))
+    rundir.write_json(run.outcome, {"outcome": "done", "step": 25, "attempt": 1, "reason": "25 epochs"})
+    with pytest.raises(SystemExit) as ended:
+        main(["run", str(file)])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith("this run is finished; a longer train.duration goes on from its end\n")
+    assert list((run.path / "attempts").iterdir()) == []
