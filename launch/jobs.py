@@ -22,7 +22,10 @@ FORGOTTEN = "Slurm no longer knows it: scontrol forgets a job some minutes after
 
 @dataclass(frozen=True)
 class Job:
-    """What Slurm knows of a job. start: when it began, or is expected to. log: where the batch script writes."""
+    """What Slurm knows of a job. start: when it began, or is expected to. log: where the batch script writes.
+
+    run: the folder of the run, if sft-launch submitted it.
+    """
 
     number: str
     state: str
@@ -32,6 +35,7 @@ class Job:
     start: str = "Unknown"
     nodes: str = ""
     log: Path | None = None
+    run: Path | None = None
 
     @property
     def live(self) -> bool:
@@ -106,6 +110,7 @@ def read(number: str, shown: str) -> Job | None:
     if not state:
         return None
     log = value(r"StdOut=(.*)$")
+    run = value(r"Command=(.*?)/code/[0-9a-f]{16}/slurm/finetune\.sh")  # not the log's folder: scontrol 22.05 shows %% in it wrongly
     return Job(
         number,
         state[1],
@@ -115,6 +120,7 @@ def read(number: str, shown: str) -> Job | None:
         value(r"StartTime=(\S+)", "Unknown"),
         value(r"NumNodes=(\S+)"),
         Path(log) if log else None,
+        Path(run) if run else None,
     )
 
 
@@ -131,7 +137,7 @@ def find(told: str, env: Mapping[str, str]) -> Found:
     job = look(told, env)
     if job is None:
         raise ConfigError(f"job {told}: {FORGOTTEN}, or never did; name the run's folder instead")
-    return Found(RunDir(job.log.parent) if job.log and (job.log.parent / "job.json").is_file() else None, told)
+    return Found(RunDir(job.run) if job.run and job.run.is_dir() else None, told)
 
 
 def last_job(run: RunDir) -> str | None:
