@@ -51,7 +51,7 @@ def log_files(run: RunDir | None, job_log: Path | None, rank: int | None, attemp
 def lines_of(files: list[Path], text: str | None) -> Iterator[str]:
     """The lines of the files, or those with a text in them; with the file's name before its lines where there are several."""
     for path in files:
-        with path.open(errors="replace") as file:
+        with path.open(errors="replace", newline="\n") as file:
             found = (line.rstrip("\n") for line in file if text is None or text in line)
             first = next(found, None)
             if len(files) > 1 and first is not None:
@@ -69,7 +69,7 @@ def _job(number: str | None, job: Job | None) -> list[str]:
     if job.state == "PENDING" or "HOLD" in job.state or job.state == "SPECIAL_EXIT":
         lines.append(f"{job.reason}: {queue.reason_in_words(job.reason, job.number)}")
         lines += [f"Slurm expects it to start at {job.start}"] if job.start not in ("Unknown", "") else []
-    elif not job.live and job.exit_code:
+    elif job.state == "FAILED" and job.exit_code:
         lines.append(f"exit code {job.exit_code.partition(':')[0]}")
     return lines
 

@@ -75,7 +75,7 @@ def test(job: Submission, env: Mapping[str, str]) -> str | None:
     answer = ask(slurm.argv(job, test_only=True), slurm.environment(job, env))
     if answer.code == 0:
         return None
-    if queue.only_waits(answer.err):
+    if queue.only_waits(answer.err, ask(["sinfo", "--noheader", "--format=%T"], env).out.split()):
         return answer.err.strip()
     raise _refused(answer)
 
@@ -164,6 +164,7 @@ def refuse_a_second(run: RunDir, wishes: slurm.Wishes, env: Mapping[str, str]) -
 
 
 def cancel(number: str, env: Mapping[str, str]) -> None:
+    """Without a word to the run beforehand; Slurm leaves it the cluster's KillWait to save."""
     answer = ask(["scancel", number], env)
     if answer.code:
         raise _refused(answer, f"job {number} was not cancelled")
@@ -189,7 +190,7 @@ def save_and_cancel(number: str, run: RunDir | None, limit_s: float, env: Mappin
             cancel(number, env)
             yield f"job {number} has not ended within {limit_s:.0f} s: cancelled; the last checkpoint is that of step {run.saved_step if run else '?'}"
             return
-        time.sleep(1)
+        time.sleep(2)
     yield f"job {number} {queue.state_in_words(job.state) if job else 'has ended'}"
     if run is not None:
         yield _saved(run, asked_s)

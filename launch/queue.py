@@ -1,6 +1,7 @@
 """What Slurm's words for a job mean: its states, why it waits, and why it was refused."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 LIVE = {
@@ -47,6 +48,7 @@ REASONS = [  # pattern of Slurm's Reason, what it means, what to do; the first t
     (r"job_requeued_in_held_state|JobHoldMaxRequeue", "it was put back too often, and is held", "sft-launch why RUN says what happens each time; then scontrol release {job}"),
     (r"PartitionTimeLimit", "its --time is longer than the partition allows: it will never start", "scontrol update JobId={job} TimeLimit=..., or cancel it and submit with less"),
     (r"PartitionNodeLimit", "it asks for more nodes than the partition allows, or has", "cancel it and submit with fewer --nodes"),
+    (r"PartitionConfig", "what it asks for does not fit its partition", "scontrol show partition shows its limits; cancel it and submit with less, or to another --partition"),
     (r"PartitionDown|PartitionInactive", "its partition takes no jobs now", "wait, or scontrol update JobId={job} Partition=..."),
     (r"BadConstraints", "no node has what its --constraint or flags ask for", "cancel it and submit with others"),
     (r"Reservation.*", "it waits for its reservation to begin", "wait"),
@@ -66,6 +68,8 @@ REFUSALS = [  # pattern of sbatch's message, what to do, whether the user can me
     (r"unrecognized option|invalid option|[Ii]nvalid .*specification|Script arguments", "see `man sbatch`", True),
     (r"[Uu]nable to contact|[Cc]onfiguration source|fetch_config|[Cc]onnection refused", "Slurm does not answer from this machine; is it a login node of the cluster?", False),
 ]  # fmt: skip
+AMBIGUOUS = r"[Nn]ode configuration is not available"
+"""`sbatch --test-only` also says it of nodes that are only drained or down (22.05), for which `sbatch` itself lets a job wait."""
 PASSING = r"nodes are busy|nodes required .* are DOWN|Required node not available|reserved for jobs in higher|QOS.*Limit|Job held"
 """What `sbatch --test-only` may refuse although a job would only have to wait."""
 
@@ -101,6 +105,7 @@ def refusal(message: str) -> Refusal:
     return Refusal(f"Slurm refuses this job: {told}", True)
 
 
-def only_waits(message: str) -> bool:
-    """Whether a refusal of `sbatch --test-only` speaks of now, not of the job."""
-    return re.search(PASSING, message) is not None
+def only_waits(message: str, node_states: Iterable[str]) -> bool:
+    """Whether a refusal of `sbatch --test-only` speaks of now, not of the job. node_states: of all nodes, as sinfo names them."""
+    some_are_out = any(re.match(r"(?i)down|drain|fail|maint|reboot|resv|reserved|unk|no_respond|.*\*$", state) for state in node_states)
+    return re.search(PASSING, message) is not None or (some_are_out and re.search(AMBIGUOUS, message) is not None)

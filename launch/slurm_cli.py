@@ -58,7 +58,7 @@ def submit(config: Path, overrides: tuple[str, ...], dry_run: bool, **wishes: An
         return
     jobs.refuse_a_second(run, wanted, os.environ)
     if waits := jobs.test(job, os.environ):
-        click.echo(f"Slurm says that it cannot start this now, and will wait: {waits}", err=True)
+        click.echo(f"Slurm cannot start this now ({waits}); it will wait", err=True)
     rundir.create(settings)
     snapshot.make(run, files)
     number = jobs.submit(job, os.environ)
@@ -124,5 +124,9 @@ def cancel(told: str, save: bool, limit_s: int) -> None:
         for line in jobs.save_and_cancel(found.job, found.run, limit_s, os.environ):
             click.echo(line)
         return
+    job = jobs.look(found.job, os.environ)
+    if job is None or not job.live:
+        click.echo(f"job {found.job} has ended already")
+        return
     jobs.cancel(found.job, os.environ)
-    click.echo(f"job {found.job} is cancelled; `sft-launch slurm cancel --save` would have let it save first for as long as it takes")
+    click.echo(f"job {found.job} is cancelled; it saves if that is faster than the cluster's KillWait (--save waits for it)")
