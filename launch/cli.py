@@ -76,7 +76,7 @@ def begin(config: Path, overrides: tuple[str, ...], nodes: int, procs: int, laun
         return
     submitted = rundir.read_json(rundir.RunDir.of(settings).path / "job.json")
     ours = "job" in submitted and submitted["job"] == os.environ.get("SLURM_JOB_ID")
-    again = submitted["command"] if ours else ["sbatch", f"--nodes={nodes}", "slurm/finetune.sh", str(config), *overrides]
+    again = submitted.get("command", []) if ours else ["sbatch", f"--nodes={nodes}", "slurm/finetune.sh", str(config), *overrides]
     click.echo(str(local.begin(settings, nodes, procs, launcher, again).absolute()))
 
 

@@ -143,11 +143,13 @@ def find(told: str, env: Mapping[str, str]) -> Found:
 def last_job(run: RunDir) -> str | None:
     """The job that was submitted last for a run, or that began an attempt last (one that was submitted by hand)."""
     made = attempts.numbers(run)
-    begun = str(read_json(attempts.folder(run, made[-1]) / "attempt.json").get("launcher", "")) if made else ""
-    by_hand = re.match(r"Slurm job (\d+)", begun)
-    told = str(read_json(run.path / "job.json").get("job", ""))
-    known = [number for number in (told, by_hand[1] if by_hand else "") if NUMBER.fullmatch(number)]
-    return max(known, key=lambda number: int(number.partition("_")[0]), default=None)
+    submitted = read_json(run.path / "job.json")
+    begun = read_json(attempts.folder(run, made[-1]) / "attempt.json") if made else {}
+    by_hand = re.match(r"Slurm job (\d+)", str(begun.get("launcher", "")))
+    if by_hand and begun.get("started_ns", 0) > submitted.get("submitted_ns", 0):
+        return by_hand[1]
+    told = str(submitted.get("job", ""))
+    return told if NUMBER.fullmatch(told) else None
 
 
 def refuse_a_second(run: RunDir, wishes: slurm.Wishes, env: Mapping[str, str]) -> None:
@@ -188,7 +190,7 @@ def save_and_cancel(number: str, run: RunDir | None, limit_s: float, env: Mappin
     while (job := look(number, env)) and job.live:
         if time.time() - asked_s > limit_s:
             cancel(number, env)
-            yield f"job {number} has not ended within {limit_s:.0f} s: cancelled; the last checkpoint is that of step {run.saved_step if run else '?'}"
+            yield f"job {number} has not ended within {limit_s:.0f} s: cancelled; {_checkpoint(run)}"
             return
         time.sleep(2)
     yield f"job {number} {queue.state_in_words(job.state) if job else 'has ended'}"
@@ -200,7 +202,13 @@ def _saved(run: RunDir, asked_s: float) -> str:
     told = read_json(run.outcome)
     if told and run.outcome.stat().st_mtime >= asked_s - 1 and told.get("outcome") in ("saved", "done"):
         return f"{run.path}: {told.get('outcome')} at step {told.get('step')}"
-    return f"{run.path}: it has not said that it saved; the last checkpoint is that of step {run.saved_step}"
+    return f"{run.path}: it has not said that it saved; {_checkpoint(run)}"
+
+
+def _checkpoint(run: RunDir | None) -> str:
+    if run is None:
+        return "its folder is not known"
+    return f"the last checkpoint is that of step {run.saved_step}" if run.saved_step else "there is no checkpoint"
 
 
 def _accounted(number: str, env: Mapping[str, str]) -> Job | None:

@@ -78,8 +78,11 @@ def check(wishes: Wishes, run: Path) -> None:
     told = [value for value in (wishes.time, wishes.partition, wishes.account, wishes.gpus_per_node, *wishes.others) if value is not None]
     plans.plain([*told, str(run)])
     wrong = [f"{flag} is not for you to set here: {why}" for flag in wishes.others for name, why in OURS.items() if is_flag(flag, name)]
-    if wishes.others and not wishes.others[0].startswith("-"):
-        wrong.append(f"{wishes.others[0]!r} after -- is no flag of sbatch; key=value stands before the --")
+    wrong += [
+        f"{word!r} after -- is no flag of sbatch, which is one word here, like --mem=64G or -xn2; key=value stands before the --"
+        for word in wishes.others
+        if not word.startswith("-")
+    ]
     if "\\" in str(run):
         wrong.append(f"{run} holds a backslash, which Slurm takes out of a log's path; use another run.dir")
     if wishes.gpus_per_node is not None and _gpus(wishes.gpus_per_node) is None:

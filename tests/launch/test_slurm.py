@@ -82,7 +82,23 @@ def test_control_characters_are_refused_wherever_they_stand(value: str) -> None:
 def test_flags_that_the_launcher_decides_are_refused_with_what_decides_them(flag: str) -> None:
     with pytest.raises(ConfigError, match="is not for you to set here: "):
         slurm.check(Wishes(others=("--mem=4G", flag)), Path("/runs/x"))
-    slurm.check(Wishes(others=("--mem=4G", "-d", "singleton", "--nodelist=n1", "-x", "n2")), Path("/runs/x"))
+    slurm.check(Wishes(others=("--mem=4G", "-dsingleton", "--nodelist=n1", "--time-min=5")), Path("/runs/x"))
+
+
+def test_a_word_that_sbatch_would_take_for_the_script_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"'other.sh' after -- is no flag of sbatch"):
+        slurm.check(Wishes(others=("-xn2", "other.sh")), Path("/runs/x"))
+
+
+def test_the_last_job_of_a_run_is_the_one_that_came_last_however_it_was_submitted(config: Path) -> None:
+    run = rundir.create(settings(config))
+    assert jobs.last_job(run) is None
+    write_json(run.path / "job.json", {"job": "900", "submitted_ns": 10})
+    (run.path / "attempts" / "1").mkdir()
+    write_json(run.path / "attempts" / "1" / "attempt.json", {"launcher": "Slurm job 7, start 1", "started_ns": 20})
+    assert jobs.last_job(run) == "7"
+    write_json(run.path / "job.json", {"job": "8", "submitted_ns": 30})
+    assert jobs.last_job(run) == "8"
 
 
 def test_one_process_a_gpu_and_never_two(config: Path) -> None:
