@@ -85,6 +85,13 @@ def test_flags_that_the_launcher_decides_are_refused_with_what_decides_them(flag
     slurm.check(Wishes(others=("--mem=4G", "-dsingleton", "--nodelist=n1", "--time-min=5")), Path("/runs/x"))
 
 
+def test_a_job_s_name_is_one_plain_word(config: Path) -> None:
+    for name in ("a\nscancel -u me", "$(touch pwned)", "a b", "../x", "-x"):
+        refused = CliRunner().invoke(cli, ["slurm", "submit", str(config), f"run.name={name}", "--dry-run"])
+        assert isinstance(refused.exception, ConfigError), name
+    assert list(Path().iterdir()) == [Path("x.yaml")]
+
+
 def test_a_word_that_sbatch_would_take_for_the_script_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"'other.sh' after -- is no flag of sbatch"):
         slurm.check(Wishes(others=("-xn2", "other.sh")), Path("/runs/x"))
