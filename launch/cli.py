@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from launch.slurm_cli import slurm
 from sft_dist.errors import ConfigError, SftError
 
 CONFIG = click.argument("config", type=click.Path(path_type=Path))
@@ -21,6 +22,9 @@ DRY = click.option("--dry-run", is_flag=True, help="Only show what would be star
 @click.version_option(package_name="sft-dist", prog_name="sft-launch")
 def cli() -> None:
     """Start a run anywhere: on this machine or under Slurm. The config says what runs, the launcher only where."""
+
+
+cli.add_command(slurm)
 
 
 @cli.command(context_settings=UNKNOWN)
@@ -70,7 +74,9 @@ def begin(config: Path, overrides: tuple[str, ...], nodes: int, procs: int, laun
     if done := rundir.finished(settings):
         click.echo("\n".join(["this run is finished; a longer train.duration goes on from its end", *rundir.summary(done)]), err=True)
         return
-    again = ["sbatch", f"--nodes={nodes}", "slurm/finetune.sh", str(config), *overrides]
+    submitted = rundir.read_json(rundir.RunDir.of(settings).path / "job.json")
+    ours = "job" in submitted and submitted["job"] == os.environ.get("SLURM_JOB_ID")
+    again = submitted.get("command", []) if ours else ["sbatch", f"--nodes={nodes}", "slurm/finetune.sh", str(config), *overrides]
     click.echo(str(local.begin(settings, nodes, procs, launcher, again).absolute()))
 
 

@@ -26,7 +26,7 @@ AGREED = {"ConfigError", "MachineError", "DivergedError"}  # say all they know; 
 def find(path: Path) -> RunDir:
     """The run of a folder, also of one that died before its config was written. Raises ConfigError where there is none."""
     run = RunDir(path)
-    if not (run.config.is_file() or attempts.numbers(run)):
+    if not (run.config.is_file() or (path / "job.json").is_file() or attempts.numbers(run)):
         raise ConfigError(f"{path} is not the folder of a run (no config.yaml in it)")
     if not attempts.numbers(run):
         raise ConfigError(f"{path} has no attempt yet")

@@ -93,9 +93,9 @@ def check(config: Config) -> None:
 
 
 def _only_begun(run: RunDir) -> bool:
-    """Whether the folder holds nothing but what a run leaves that died before its config was written."""
-    names = {path.name for path in run.path.iterdir() if not path.name.startswith(".")}
-    return names <= {"attempts", "checkpoints", "predictions", "outcome.json"} and not any(run.checkpoints.glob("*"))
+    """Whether the folder holds nothing but what a launcher puts there, and what a run leaves that died before its config was written."""
+    names = {path.name for path in run.path.iterdir() if not path.name.startswith(".") and not path.match("slurm-*.log")}
+    return names <= {"attempts", "checkpoints", "predictions", "outcome.json", "code", "job.json"} and not any(run.checkpoints.glob("*"))
 
 
 def create(config: Config) -> RunDir:

@@ -1,0 +1,132 @@
+"""`sft-launch slurm`: submit, status, logs, cancel."""
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+
+class Rest(click.Command):
+    """What stands after `--` becomes --sbatch=FLAG, each; click itself would take it for arguments like the others."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        here = args.index("--") if "--" in args else len(args)
+        return super().parse_args(ctx, [*(f"--sbatch={flag}" for flag in args[here + 1 :]), *args[:here]])
+
+
+@click.group()
+def slurm() -> None:
+    """Runs as jobs of a Slurm cluster: submit, status, logs, cancel."""
+
+
+@slurm.command(cls=Rest, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": True})
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, type=click.UNPROCESSED, metavar="[KEY=VALUE]... [-- SBATCH FLAGS]")
+@click.option("--nodes", type=click.IntRange(1), default=1, show_default=True)
+@click.option("--procs", type=click.IntRange(1), help="Processes on each node; by default one a GPU, or one.")
+@click.option("--time", help="Time limit, as sbatch takes it; ten minutes before it the run saves and queues again.")
+@click.option("--partition")
+@click.option("--account")
+@click.option("--gpus-per-node", metavar="[TYPE:]NUMBER")
+@click.option("--sbatch", "others", multiple=True, metavar="FLAG", help="Any other flag of sbatch, as --sbatch=FLAG; or all after --.")
+@click.option("--dry-run", is_flag=True, help="Only show what would be submitted; asks Slurm nothing and writes nothing.")
+def submit(config: Path, overrides: tuple[str, ...], dry_run: bool, **wishes: Any) -> None:
+    """Submit CONFIG as a job, or go on with its run. Code and config are put aside first: later edits do not reach the job."""
+    from launch import jobs, local, plans, snapshot
+    from launch import slurm as texts
+    from sft_dist import parse, rundir
+    from sft_dist.rundir import RunDir
+
+    wanted = texts.Wishes(**wishes)
+    plans.plain([str(config), *overrides])
+    settings = parse.load(config, overrides)
+    run = RunDir(RunDir.of(settings).path.absolute())
+    texts.check(wanted, run.path)
+    procs = texts.processes(settings, wanted)
+    local.checked(config, overrides, os.environ, wanted.nodes * procs)
+    if done := rundir.finished(settings):
+        click.echo("\n".join(["this run is finished; a longer train.duration goes on from its end", *rundir.summary(done)]))
+        return
+    files = snapshot.contents(plans.REPOSITORY, config, parse.to_yaml(settings))
+    python = os.environ.get("SFT_PYTHON") or sys.executable
+    job = texts.Submission(settings.run.name, run.path, snapshot.place(run.path, files), procs, wanted, python)
+    if dry_run:
+        click.echo("\n".join(texts.describe(job, os.environ, files)))
+        return
+    jobs.refuse_a_second(run, wanted, os.environ)
+    if waits := jobs.test(job, os.environ):
+        click.echo(f"Slurm cannot start this now ({waits}); it will wait", err=True)
+    rundir.create(settings)
+    snapshot.make(run, files)
+    number = jobs.submit(job, os.environ)
+    about = {
+        "job": number,
+        "submitted_ns": time.time_ns(),
+        "submit_dir": str(Path.cwd()),
+        "command": texts.typed(config, overrides, wanted),
+    }
+    about |= {"argv": texts.argv(job), "code": str(job.code), "log": str(run.path / f"slurm-{number}.log"), "world": job.world}
+    rundir.write_json(run.path / "job.json", about)
+    click.echo("\n".join(texts.submitted(number, job)))
+
+
+@slurm.command()
+@click.argument("told", metavar="RUN|JOBID")
+def status(told: str) -> None:
+    """Say in words what the job of a run does, why it waits, and how far the run is."""
+    from launch import follow, jobs
+
+    found = jobs.find(told, os.environ)
+    job = jobs.look(found.job, os.environ) if found.job else None
+    click.echo("\n".join(follow.status(found.job, job, found.run)))
+
+
+@slurm.command()
+@click.argument("told", metavar="RUN|JOBID")
+@click.option("--rank", type=click.IntRange(0), help="What this rank has written, without the others.")
+@click.option("--attempt", type=click.IntRange(1), help="All ranks of this attempt; with --rank, by default the last one.")
+@click.option("--grep", "text", metavar="TEXT", help="Only lines with this text in them.")
+def logs(told: str, rank: int | None, attempt: int | None, text: str | None) -> None:
+    """Print the job's log, or what one rank has written."""
+    from launch import follow, jobs
+    from sft_dist.rundir import read_json
+
+    found = jobs.find(told, os.environ)
+    log = None
+    if rank is None and attempt is None:
+        kept = read_json(found.run.path / "job.json") if found.run else {}
+        if found.job and kept.get("job") == found.job:
+            log = Path(str(kept["log"]))
+        elif found.job and (job := jobs.look(found.job, os.environ)):
+            log = job.log
+    for line in follow.lines_of(follow.log_files(found.run, log, rank, attempt), text):
+        click.echo(line)
+
+
+@slurm.command()
+@click.argument("told", metavar="RUN|JOBID")
+@click.option("--save", is_flag=True, help="Let it save first: ask it to, wait until it has, and only then cancel what is left.")
+@click.option(
+    "--wait", "limit_s", type=click.IntRange(1), default=600, show_default=True, metavar="SECONDS", help="With --save: for so long."
+)
+def cancel(told: str, save: bool, limit_s: int) -> None:
+    """Cancel the job of a run; it is not queued again."""
+    from launch import jobs
+    from sft_dist.errors import ConfigError
+
+    found = jobs.find(told, os.environ)
+    if found.job is None:
+        raise ConfigError(f"{told} has no job of Slurm that is known")
+    if save:
+        for line in jobs.save_and_cancel(found.job, found.run, limit_s, os.environ):
+            click.echo(line)
+        return
+    job = jobs.look(found.job, os.environ)
+    if job is None or not job.live:
+        click.echo(f"job {found.job} has ended already")
+        return
+    jobs.cancel(found.job, os.environ)
+    click.echo(f"job {found.job} is cancelled; it saves if that is faster than the cluster's KillWait (--save waits for it)")

@@ -1,0 +1,115 @@
+"""`sft-launch slurm` on a real Slurm of two nodes: a job runs what was submitted, and ends as it is asked to."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from home import REPOSITORY
+from ranks import largest_difference, rows, wait_for_step
+
+pytestmark = pytest.mark.slurm
+
+EXACT = 1e-9
+HOSTILE = "a b, 'c' $(touch pwned) 100%j"
+
+
+@pytest.fixture
+def launch(cluster, tmp_path):
+    """Runs sft-launch as a user would, from an empty folder and from the code in `source`."""
+
+    def launch(*arguments: str, source: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
+        env = {**cluster.env, "PYTHONPATH": str(source)}
+        command = [sys.executable, "-P", "-m", "launch", "slurm", *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+
+    return launch
+
+
+@pytest.fixture
+def submit(launch, cluster, tmp_path):
+    """Submits, and returns the job's number; whatever became of the job is cancelled after the test."""
+    jobs = []
+
+    def submit(run: Path, config: Path, *arguments: str, source: Path = REPOSITORY) -> str:
+        done = launch("submit", str(config), "--nodes=2", *arguments, "--sbatch=--cpus-per-task=2", source=source)
+        assert done.returncode == 0, done.stderr
+        jobs.append(json.loads((run / "job.json").read_text())["job"])
+        assert done.stdout.startswith(f"job {jobs[-1]}: 2 rank(s) on 2 node(s)\n")
+        return jobs[-1]
+
+    yield submit
+    cluster.scancel(*jobs)
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """A checkout of the code that may be edited."""
+    for part in ("sft_dist", "launch", "slurm"):
+        shutil.copytree(REPOSITORY / part, tmp_path / "checkout" / part, ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path / "checkout"
+
+
+def test_a_job_runs_what_was_submitted_whatever_is_edited_while_it_waits(submit, launch, cluster, home, tmp_path, checkout):
+    config, run = tmp_path / "mine.yaml", tmp_path / HOSTILE / "mine"
+    shutil.copy(home.config, config)
+    job = submit(run, config, f"run.dir={HOSTILE}", "--sbatch=--hold", source=checkout)
+    told = launch("status", str(run)).stdout
+    assert f"{job} PENDING: it waits in the queue" in told
+    assert f"JobHeldUser: you hold it; scontrol release {job}" in told
+    assert "it has not begun yet" in told
+    for path in [*checkout.rglob("*.py"), *checkout.rglob("*.sh"), config]:
+        path.write_text("this is no program and no config\n")
+    again = launch("submit", home.config, "run.name=mine", f"run.dir={HOSTILE}")
+    assert (again.returncode, f"has a job already: {job} waits in the queue" in again.stderr) == (2, True)
+
+    subprocess.run(["scontrol", "release", job], env=cluster.env, check=True, timeout=60)
+    ended = cluster.wait(job, "COMPLETED", limit_s=180)
+    assert (ended["NumNodes"], ended["ExitCode"]) == ("2", "0:0")
+    assert largest_difference(rows(home.run("reference")), rows(run)) < EXACT
+    assert not list(tmp_path.rglob("pwned"))
+    assert [path.name for path in run.glob("slurm-*")] == [f"slurm-{job}.log"]
+    begun = json.loads((run / "attempts" / "1" / "attempt.json").read_text())
+    assert begun["command"][:3] == ["sft-launch", "slurm", "submit"]
+
+    assert "done: all 60 steps are made" in launch("logs", job, "--grep", "done: ").stdout
+    assert "done: all 60 steps are made" in launch("logs", str(run), "--rank", "0").stdout
+    assert "rank 7" in launch("logs", str(run), "--rank", "7").stderr
+    told = launch("status", str(run)).stdout
+    assert f"{job} COMPLETED: it ended with exit code 0" in told
+    assert "step 60 of 60" in told
+    cluster.assert_nothing_is_left(job)
+
+
+def test_what_slurm_would_never_run_is_refused_and_nothing_is_left(launch, home, tmp_path):
+    done = launch("submit", home.config, "--partition=nowhere", "run.name=refused", f"run.dir={tmp_path}/runs")
+    assert done.returncode == 2
+    assert "Slurm refuses this job: " in done.stderr
+    assert "no such partition; `sinfo -s` lists those there are (--partition)" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_job_that_is_cancelled_with_save_ends_after_its_commit_and_is_not_queued_again(submit, launch, cluster, home, tmp_path):
+    run = tmp_path / "runs" / "kept"
+    job = submit(run, Path(home.config), "run.name=kept", f"run.dir={tmp_path}/runs", "train.duration=9000 steps")
+    wait_for_step(run, 5)
+    told = launch("status", job).stdout
+    assert f"{job} RUNNING: it runs" in told
+    assert " of 9000, epoch " in told
+    done = launch("cancel", "--save", str(run))
+    assert done.returncode == 0, done.stderr
+    saved = json.loads((run / "outcome.json").read_text())
+    assert (saved["outcome"], saved["reason"]) == ("saved", "asked to stop by SIGTERM")
+    assert f"saved at step {saved['step']}" in done.stdout
+    assert (run / "checkpoints" / "latest").read_text().strip() == f"step-{saved['step']:08d}"
+    ended = cluster.wait(job, "COMPLETED", limit_s=20)
+    assert (ended["Restarts"], ended["ExitCode"]) == ("0", "0:0")
+    assert "has ended already" in launch("cancel", "--save", job).stdout
+    cluster.assert_nothing_is_left(job)
+
+
+def test_a_number_that_slurm_does_not_know_is_said_so(launch):
+    done = launch("status", "999999999")
+    assert (done.returncode, "scontrol forgets a job some minutes after its end (MinJobAge)" in done.stderr) == (2, True)
