@@ -166,7 +166,7 @@ def test_the_snapshot_holds_all_that_the_packages_need(config: Path) -> None:
     files = snapshot.contents(plans.REPOSITORY, config, "task: classify\n")
     for package in ("sft_dist", "launch"):
         there = {str(path.relative_to(plans.REPOSITORY)) for path in (plans.REPOSITORY / package).rglob("*") if path.is_file()}
-        assert {name for name in there if "__pycache__" not in name} <= set(files)
+        assert {name for name in there if "__pycache__" not in name and "/." not in name} <= set(files)
     assert {"slurm/finetune.sh", "config.yaml", "as-written.yaml"} <= set(files)
     assert not [name for name in files if name.endswith(".pyc")]
 
