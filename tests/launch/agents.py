@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ class Started:
             assert self.process.poll() is None, f"ended with {self.process.returncode} before {what}:\n{self.screen}"
             assert time.monotonic() < end, f"waited in vain for {what}:\n{self.screen}"
             time.sleep(0.05)
-        self.pids = descendants(self.process.pid)
+        self.pids |= descendants(self.process.pid)
 
     def until_step(self, step: int, nodes: int) -> None:
         """Until every node's agent has seen its ranks at a step, or beyond."""
@@ -71,21 +72,28 @@ class Started:
         self.until(made, f"step {step}")
 
     def end(self) -> int:
-        """The exit code; a run that does not come to its end is killed, and is a failure of the test."""
-        try:
-            return self.process.wait(LIMIT_S)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"did not end:\n{self.screen}") from None
-        finally:
-            for pid in sorted(self.pids | descendants(self.process.pid)) if self.process.poll() is None else ():
-                os.kill(pid, signal.SIGKILL)
+        """The exit code; a run that does not come to its end is a failure of the test. Notes all processes that are seen meanwhile."""
+        end = time.monotonic() + LIMIT_S
+        while self.process.poll() is None:
+            assert time.monotonic() < end, f"did not end:\n{self.screen}"
+            self.pids |= descendants(self.process.pid)
+            time.sleep(0.2)
+        return self.process.returncode
 
     def left(self) -> list[str]:
         """Processes of this run that are still there, after a moment to leave in."""
         end = time.monotonic() + 10
-        while (names := [name for pid in self.pids if (name := command_of(pid))]) and time.monotonic() < end:
+        while (there := self.there()) and time.monotonic() < end:
             time.sleep(0.2)
-        return names
+        return [command_of(pid) for pid in there]
+
+    def there(self) -> list[int]:
+        """Those that were seen and still live. A number may belong to others by now, who run in another folder."""
+        found = []
+        for pid in self.pids:
+            with suppress(OSError):  # gone, or only waits to be buried
+                found += [pid] if Path(f"/proc/{pid}/cwd").readlink() == self.out.parent else []
+        return found
 
 
 def clean_environment(**more: str) -> dict[str, str]:
@@ -116,8 +124,9 @@ def start(folder: Path, run: Path, command: list[str], env: Mapping[str, str] | 
 def end_all() -> None:
     """Kill what a test that failed has left."""
     for started in STARTED:
-        for pid in started.pids | descendants(started.process.pid) if started.process.poll() is None else started.pids:
-            if str(REPOSITORY) in command_of(pid) or "launch" in command_of(pid):
+        started.pids |= descendants(started.process.pid) if started.process.poll() is None else set()
+        for pid in started.there():
+            with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         started.process.wait()
     STARTED.clear()
@@ -138,10 +147,9 @@ def descendants(root: int) -> set[int]:
 
 
 def command_of(pid: int) -> str:
-    """The command line of a process; empty if it is gone, or only waits to be buried."""
+    """The command line of a process; empty if it is gone."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][:1]
-        return "" if state == "Z" else Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
     except OSError:
         return ""
 

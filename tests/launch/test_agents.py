@@ -85,7 +85,8 @@ def refuses(port: str) -> bool:
 
 @dataclass(frozen=True)
 class Paused:
-    """A run that node 1 alone was asked to pause in the midst of a save, and the same command again, to the end."""
+    """A run that node 1 alone was asked to pause in the midst of a save, and the same command again, to the end. One process made
+    the same run, meanwhile, as `alone`."""
 
     first: Ended
     second: Ended
@@ -98,7 +99,10 @@ def paused(folder: Path) -> Paused:
     first.until(lambda: any(beat["phase"] == "save" for beat in first.ranks(1).values()), "the save of step 4")
     listened = listening(first.pids)
     os.kill(first.agent(1), signal.SIGUSR1)
-    return Paused(ended(first), ended(begin(folder, "paused")), listened)
+    alone = start(folder, folder / "runs" / "alone", ["sft_dist", "train", "config.yaml", "run.name=alone"])  # the slow save leaves time
+    stopped = ended(first)
+    assert alone.end() == 0, alone.screen
+    return Paused(stopped, ended(begin(folder, "paused")), listened)
 
 
 def test_a_request_to_one_node_alone_saves_the_same_step_on_all(paused: Paused) -> None:
@@ -120,8 +124,6 @@ def test_nobody_is_killed_in_a_slow_save(paused: Paused) -> None:
 def test_the_same_command_goes_on_and_its_curve_is_that_of_one_process(paused: Paused, folder: Path) -> None:
     assert (paused.second.code, paused.second.left) == (0, []), paused.second.screen
     assert "resumed at step 5" in paused.second.screen
-    alone = start(folder, folder / "runs" / "alone", ["sft_dist", "train", "config.yaml", "run.name=alone"])
-    assert alone.end() == 0, alone.screen
     assert largest_difference(rows(folder / "runs" / "alone"), rows(folder / "runs" / "paused")) < 1e-9
 
 
