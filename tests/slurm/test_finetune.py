@@ -18,8 +18,8 @@ def submit(cluster, home):
     """Submits the run of a name as a job of two nodes, the way the README says; whatever became of it is cancelled after the test."""
     jobs = []
 
-    def submit(name: str, *overrides: str) -> str:
-        flags = ("--nodes=2", "--cpus-per-task=2", f"--output={home.path}/{name}.log")
+    def submit(name: str, *overrides: str, partition: str = "main") -> str:
+        flags = ("--nodes=2", "--cpus-per-task=2", f"--partition={partition}", f"--output={home.path}/{name}.log")
         jobs.append(cluster.sbatch(REPOSITORY, *flags, SCRIPT, home.config, f"run.name={name}", *overrides))
         return jobs[-1]
 
@@ -73,15 +73,18 @@ def test_a_warning_before_the_time_limit_saves_queues_again_and_goes_on(submit, 
     cluster.assert_nothing_is_left(job)
 
 
-def test_a_preempted_job_queues_again_and_goes_on(submit, cluster, home):
-    job = submit("preempted")
-    wait_for_step(home.run("preempted"), 6)
+@pytest.mark.parametrize("partition", ["main", "patient"])
+def test_a_preempted_job_queues_again_and_goes_on(submit, cluster, home, partition):
+    """From a partition that ends jobs at once, and from one that gives them time: there the run saves, and its script ends well."""
+    name = f"preempted-{partition}"
+    job = submit(name, partition=partition)
+    wait_for_step(home.run(name), 6)
     urgent = cluster.sbatch(home.path, "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 2")
     cluster.wait(urgent, "COMPLETED")
     ended = cluster.wait(job, "COMPLETED")
-    assert (ended["Restarts"], ended["ExitCode"], home.attempts("preempted")) == ("1", "0:0", 2)
+    assert (ended["Restarts"], ended["ExitCode"], home.attempts(name)) == ("1", "0:0", 2)
     assert "resumed at step" in cluster.log(job)
-    assert home.strays("preempted") < EXACT
+    assert home.strays(name) < EXACT
     cluster.assert_nothing_is_left(job)
 
 
