@@ -269,8 +269,11 @@ def test_on_one_node_nothing_listens_beyond_it_and_a_second_interrupt_ends_a_slo
 
 def agent(folder: Path, name: str, node: int, nodes: int, port: int, *more: str, **env: str) -> Started:
     attempt = folder / "runs" / name / "attempts" / "1"
+    attempt.mkdir(parents=True, exist_ok=True)
     where = ["--nodes", str(nodes), "--node", str(node), "--port", str(port), "--attempt", str(attempt), *more]
-    return start(folder, folder / "runs" / name, ["launch.node_agent", *where, "config.yaml", f"run.name={name}"], env)
+    started = start(folder, folder / "runs" / name, ["launch.node_agent", *where, "config.yaml", f"run.name={name}"], env)
+    started.attempt = attempt
+    return started
 
 
 def test_nodes_with_other_code_refuse_to_run_and_say_where_it_differs(folder: Path) -> None:
@@ -300,7 +303,10 @@ def test_a_port_that_is_taken_and_a_head_that_is_not_there_are_named(folder: Pat
         head = agent(folder, "taken", 0, 1, port)
         lonely = agent(folder, "lonely", 1, 2, nobody, "--patience", "1")
         waiting = agent(folder, "waiting", 0, 2, free_port(), "--patience", "1")
+        apart = agent(folder, "apart", 0, 1, 0, "--attempt", str(folder / "elsewhere" / "attempts" / "1"))
         assert [head.end(), lonely.end(), waiting.end()] == [78, 75, 75], head.screen + lonely.screen + waiting.screen
+        assert apart.end() == 78
+    assert "run.dir must be on a file system that all nodes share" in apart.screen
     assert f"cannot listen on 127.0.0.1:{port} ({socket.gethostname()}): Address already in use" in head.screen
     assert f"node 1 ({socket.gethostname()}) cannot reach the head at 127.0.0.1:{nobody}: " in lonely.screen
     assert "node 1 of 2 did not come to 127.0.0.1:" in waiting.screen
