@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import socket
 import sys
 from collections.abc import Sequence
@@ -72,6 +73,31 @@ def begin(config: Path, overrides: tuple[str, ...], nodes: int, procs: int, laun
         return
     again = ["sbatch", f"--nodes={nodes}", "slurm/finetune.sh", str(config), *overrides]
     click.echo(str(local.begin(settings, nodes, procs, launcher, again).absolute()))
+
+
+@cli.command(context_settings=UNKNOWN)
+@click.argument("config", required=False, type=click.Path(path_type=Path))
+@OVERRIDES
+@click.option("--nodes", type=click.IntRange(1), help="By default those of the Slurm allocation that this runs in, or one.")
+@click.option("--procs", type=click.IntRange(1), help="Processes that a run would start on each node; by default one a GPU, or one.")
+@click.option("--simulate", is_flag=True, help="Let this machine stand for --nodes nodes.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@DRY
+def doctor(
+    config: Path | None, overrides: tuple[str, ...], nodes: int | None, procs: int | None, simulate: bool, as_json: bool, dry_run: bool
+) -> None:
+    """Examine the machines before a run of CONFIG; exit code 78 if anything is wrong."""
+    from launch import visits
+
+    asked = nodes or (1 if simulate else int(os.environ.get("SLURM_JOB_NUM_NODES", "1")))
+    port = _free_port() if simulate and asked > 1 else 0
+    visit = visits.Visit(asked, Path("runs"), procs or 0, as_json=as_json, port=port)
+    visit = visits.prepare(visit, config, overrides, os.environ)
+    lines = visits.commands(visit, simulate, os.environ)
+    if dry_run:
+        click.echo("\n".join(shlex.join(line) for line in lines))
+        return
+    sys.exit(visits.start(lines, os.environ))
 
 
 @cli.command()

@@ -41,7 +41,7 @@ class Gang(RendezvousHandler):
         if self.info is None:
             deadline = time.monotonic() + self.patience_s
             place = self.place
-            self.server, port = _serve(place) if place.index == 0 else (_reach(place, deadline, self.say), place.port)
+            self.server, port = serve(place) if place.index == 0 else (reach(place, deadline, self.say), place.port)
             store = PrefixStore(f"attempt-{place.attempt.name}", self.server)
             _compare(_exchange(store, place, self.about, deadline, self.say), place)
             self.info = RendezvousInfo(store, place.index, place.nodes, RendezvousStoreInfo(place.head, port))
@@ -86,7 +86,7 @@ def listen(head: str, port: int) -> socket.socket:
     return listener
 
 
-def _serve(place: Place) -> tuple[TCPStore, int]:
+def serve(place: Place) -> tuple[TCPStore, int]:
     """The store, and the port on which it listens: the given one, or with 0 a free one."""
     listener = listen(place.head, place.port)
     port: int = listener.getsockname()[1]
@@ -95,7 +95,8 @@ def _serve(place: Place) -> tuple[TCPStore, int]:
     return store, port
 
 
-def _reach(place: Place, deadline: float, say: Say) -> TCPStore:
+def reach(place: Place, deadline: float, say: Say) -> TCPStore:
+    """The head's store, as the other nodes see it. Raises InfrastructureError where it cannot be reached before the deadline."""
     where, told = f"{place.head}:{place.port}", time.monotonic() + TOLD_AFTER_S
     while True:
         try:

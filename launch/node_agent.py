@@ -1,30 +1,26 @@
 """One agent a node: starts the node's ranks by torchrun's elastic agent, in this process, and turns how they end into the exit contract."""
 
 import argparse
-import importlib.metadata
 import json
 import logging
 import os
-import platform
 import signal
 import socket
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from launch import nodes, why
 from launch.nodes import Place
+from launch.software import REPOSITORY, software
 from launch.watch import Limits, Watch
 from sft_dist import attempts, parse
 from sft_dist.errors import SftError
 from sft_dist.rundir import RunDir, write_json
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-LIBRARIES = ("torch", "torchvision", "accelerate", "deepspeed")
 OTHERS_S = 20.0
 """How long a failed node waits for the others to say how they ended: the first to leave may end all of them (srun --kill-on-bad-exit)."""
 PATIENCE_S = 600.0
@@ -46,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(place: Place, limits: Limits, run: RunDir, arguments: list[str]) -> int:
-    about = {"host": socket.gethostname(), **_software()}
+    about = {"host": socket.gethostname(), **software()}
     write_json(place.folder / "agent.json", {**about, "pid": os.getpid(), "time_ns": time.time_ns(), "ranks": list(place.ranks)})
     with tempfile.TemporaryDirectory(prefix="sft-", dir=nodes.pulse_folder()) as pulses:
         kernel_kills = _kernel_kills()
@@ -133,14 +129,6 @@ def _last_word(place: Place, run: RunDir, code: int) -> int:
     if place.index == 0:
         _say("\n".join(why.screen(run, judged)))
     return judged.code or code
-
-
-def _software() -> dict[str, str]:
-    """What must be equal on all nodes: versions, and the code that is about to run."""
-    versions = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in LIBRARIES}}
-    files = sorted(path for package in ("sft_dist", "launch") for path in (REPOSITORY / package).rglob("*.py"))
-    code = sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
-    return {**versions, "code": code[:16]}
 
 
 def _kernel_kills() -> int:

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "launch").glob("*.py"))
-ON_THE_NODES = {"gang", "logs", "node_agent"}
+ON_THE_NODES = {"gang", "logs", "node_agent", "doctor_node"}
 ORDER = [
     "words",
     "causes",
@@ -19,12 +19,18 @@ ORDER = [
     "advice",
     "why",
     "nodes",
+    "software",
+    "symptoms",
+    "doctor",
+    "examine",
     "plans",
+    "visits",
     "local",
     "gang",
     "logs",
     "watch",
     "node_agent",
+    "doctor_node",
     "cli",
     "__main__",
 ]
