@@ -129,6 +129,25 @@ def why(run_folder: Path, everything: bool, as_json: bool, attempt: int | None) 
     click.echo("\n".join(told))
 
 
+@cli.command()
+@click.argument("script", type=click.Path(path_type=Path, allow_dash=True))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def lint(script: Path, as_json: bool) -> None:
+    """Name the mistakes of a job script or launch line (- reads it from stdin); exit code 1 if there are any."""
+    from dataclasses import asdict
+
+    from launch import lint as linter
+
+    try:
+        text = sys.stdin.read() if str(script) == "-" else script.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {script}: {getattr(error, 'strerror', None) or 'it is not a text file in UTF-8'}") from error
+    mistakes = linter.lint(text)
+    told = [json.dumps([asdict(each) for each in mistakes], indent=1)] if as_json else linter.screen(str(script), mistakes)
+    click.echo("\n".join(told))
+    sys.exit(1 if mistakes else 0)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command and end the process with the exit code of the contract; no traceback for what people or machines got wrong."""
     try:
