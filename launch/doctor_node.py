@@ -68,18 +68,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _visit(place: Place, told: argparse.Namespace) -> int:
     ward = _come(place, told.patience)
     report = examine.look(place.index, told.folder, place.procs, told.workers, told.gpu, os.environ)
-    met = ward.exchange("about", {"name": socket.gethostname(), "torch": torch.__version__, "gpus": report.gpus})
+    sees_gpu = report.gpus > 0 and torch.cuda.is_available()
+    met = ward.exchange("about", {"name": socket.gethostname(), "torch": torch.__version__, "gpu": sees_gpu})
     report = replace(report, unresolved=examine.unresolved(other["name"] for other in met), loopback=place.nodes > 1 and examine.loopback())
     offset_s, within_s = _clock(ward)
     unseen, problems = _notes(ward, told.folder)
     report = replace(report, offset_s=offset_s, within_s=within_s, unseen=unseen)
+    if report.gpus and not sees_gpu:
+        problems.append(f"cuda: torch {torch.__version__} can use none of the {report.gpus} GPUs")
     if len({other["torch"] for other in met}) == 1:  # else the nodes might not even speak the same protocol
         wires(place.head)
-        backends = [("gloo", torch.device("cpu")), *([("nccl", torch.device("cuda:0"))] if all(other["gpus"] for other in met) else [])]
+        backends = [("gloo", torch.device("cpu")), *([("nccl", torch.device("cuda:0"))] if all(other["gpu"] for other in met) else [])]
         for name, device in backends:
             speed, problem = _reduce(ward, name, device)
             report = replace(report, rates={**report.rates, **speed})
             problems += problem
+    ward.store.set_timeout(3 * STEP)  # where one failed at once, the others are still waiting for it inside the collective
     reports = ward.exchange("report", asdict(replace(report, problems=problems)))
     return _judge(ward, place, reports, told.json)
 
@@ -142,6 +146,7 @@ def _notes(ward: Ward, folder: Path) -> tuple[list[int], list[str]]:
 
 def wires(head: str) -> None:
     """As the agent does: the network interface towards the head, where the user has chosen none."""
+    os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")  # else NCCL's watchdog ends the process, and with it the report
     if wire := nodes.interface_towards(head):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", wire)
         os.environ.setdefault("NCCL_SOCKET_IFNAME", wire)
