@@ -168,13 +168,13 @@ def test_a_dry_run_shows_a_command_a_node_with_what_the_config_says(tmp_path: Pa
     assert all(f"--folder {tmp_path}/r --procs 2 --workers 3" in line for line in lines)
 
 
-def examined(tmp_path: Path, codes: list[Path], *arguments: str) -> tuple[list[int], list[str], str]:
-    """Two nodes of this machine, each with the code that its PYTHONPATH brings; exit codes, what each prints, and all errors."""
+def examined(tmp_path: Path, codes: list[Path], *arguments: str, nodes: int = 2) -> tuple[list[int], list[str], str]:
+    """Nodes that this machine stands for, each with the code that its PYTHONPATH brings; exit codes, what each prints, and all errors."""
     port = str(free_port())
     whole = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
     started = []
     for index, code in enumerate(codes):
-        place = ["--nodes", "2", "--node", str(index), "--port", port, "--folder", str(tmp_path / "runs")]
+        place = ["--nodes", str(nodes), "--node", str(index), "--port", port, "--folder", str(tmp_path / "runs")]
         command = [sys.executable, "-P", "-m", "launch.doctor_node", *place, *arguments]
         env = {**whole, "PYTHONPATH": str(code), "OMP_NUM_THREADS": "1", "SLURMD_NODENAME": f"n{index}"}
         started.append(subprocess.Popen(command, cwd=tmp_path, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
@@ -187,14 +187,15 @@ def examined(tmp_path: Path, codes: list[Path], *arguments: str) -> tuple[list[i
 
 
 @pytest.mark.dist
-def test_two_good_nodes_are_found_good_and_nothing_is_left_in_the_folder(tmp_path: Path) -> None:
-    codes, told, errors = examined(tmp_path, [REPOSITORY, REPOSITORY], "--json")
-    assert codes == [0, 0], errors
+def test_good_nodes_are_found_good_and_nothing_is_left_in_the_folder(tmp_path: Path) -> None:
+    codes, told, errors = examined(tmp_path, [REPOSITORY] * 3, "--json", nodes=3)
+    assert codes == [0, 0, 0], errors
     seen = json.loads(told[0])
+    assert {each["check"] for each in seen["findings"]} <= {"own name", "shared memory"}
     assert (seen["ok"], seen["exclude"]) == (True, [])
-    assert [each["host"] for each in seen["nodes"]] == ["n0", "n1"]
+    assert [each["host"] for each in seen["nodes"]] == ["n0", "n1", "n2"]
     assert all(each["rates"]["gloo"] > 1e6 and each["within_s"] < 5 for each in seen["nodes"])
-    assert (told[1], list(tmp_path.iterdir())) == ("", [])
+    assert (told[1:], list(tmp_path.iterdir())) == (["", ""], [])
 
 
 @pytest.mark.dist
