@@ -1,11 +1,9 @@
 """One node's part of a job: starts the node's ranks by torchrun's elastic agent, in this process, and turns how they end into the exit contract."""
 
 import argparse
-import importlib.metadata
 import json
 import logging
 import os
-import platform
 import signal
 import socket
 import sys
@@ -13,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +22,13 @@ from launch import nodes, why
 from launch.gang import Gang
 from launch.logs import Logs
 from launch.nodes import Place
+from launch.software import REPOSITORY, software
 from launch.watch import Limits, Watch
 from sft_dist import attempts, parse
 from sft_dist.errors import InfrastructureError, MachineError, SftError
 from sft_dist.pulse import Beat
 from sft_dist.rundir import RunDir, write_json, writing
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-LIBRARIES = ("torch", "torchvision", "accelerate", "deepspeed")
 OTHERS_S = 20.0
 """How long a node that has ended waits for the others to end too: the first to leave may end all of them (srun --kill-on-bad-exit)."""
 
@@ -59,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(place: Place, limits: Limits, run: RunDir, arguments: list[str], patience_s: float) -> int:
-    about = {"host": socket.gethostname(), **_software()}
+    about = {"host": socket.gethostname(), **software()}
     write_json(place.folder / "agent.json", {**about, "pid": os.getpid(), "time_ns": time.time_ns(), "ranks": list(place.ranks)})
     with tempfile.TemporaryDirectory(prefix="sft-", dir=nodes.pulse_folder()) as pulses:
         kernel_kills = _kernel_kills()
@@ -166,14 +162,6 @@ def _last_word(place: Place, run: RunDir, code: int, watch: Watch) -> int:
     if place.index == 0:
         _say("\n".join(why.screen(run, judged)))
     return code if judged.kind == "running" else judged.code
-
-
-def _software() -> dict[str, str]:
-    """What must be equal on all nodes: versions, and the code that is about to run."""
-    versions = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in LIBRARIES}}
-    files = sorted(path for package in ("sft_dist", "launch") for path in (REPOSITORY / package).rglob("*.py"))
-    code = sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
-    return {**versions, "code": code[:16]}
 
 
 def _kernel_kills() -> int:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import socket
 import sys
 from collections.abc import Sequence
@@ -80,6 +81,31 @@ def begin(config: Path, overrides: tuple[str, ...], nodes: int, procs: int, laun
     click.echo(str(local.begin(settings, nodes, procs, launcher, again).absolute()))
 
 
+@cli.command(context_settings=UNKNOWN)
+@click.argument("config", required=False, type=click.Path(path_type=Path))
+@OVERRIDES
+@click.option("--nodes", type=click.IntRange(1), help="By default those of the Slurm allocation that this runs in, or one.")
+@click.option("--procs", type=click.IntRange(1), help="Processes that a run would start on each node; by default one a GPU, or one.")
+@click.option("--simulate", is_flag=True, help="Let this machine stand for --nodes nodes.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@DRY
+def doctor(
+    config: Path | None, overrides: tuple[str, ...], nodes: int | None, procs: int | None, simulate: bool, as_json: bool, dry_run: bool
+) -> None:
+    """Examine the machines before a run of CONFIG; exit code 78 if anything is wrong."""
+    from launch import visits
+
+    asked = nodes or (1 if simulate else int(os.environ.get("SLURM_JOB_NUM_NODES", "1")))
+    port = _free_port() if simulate and asked > 1 else 0
+    visit = visits.Visit(asked, Path("runs"), procs or 0, as_json=as_json, port=port)
+    visit = visits.prepare(visit, config, overrides, os.environ)
+    lines = visits.commands(visit, simulate, os.environ)
+    if dry_run:
+        click.echo("\n".join(shlex.join(line) for line in lines))
+        return
+    sys.exit(visits.start(lines, os.environ))
+
+
 OVER = click.option("--over", is_flag=True, help="The attempt is over: an agent without a last word was killed.")
 
 
@@ -113,6 +139,25 @@ def why(run_folder: Path, everything: bool, as_json: bool, attempt: int | None, 
     verdict = screens.look(run, attempt, over=over)
     told = [json.dumps(screens.to_json(run, verdict), indent=1)] if as_json else screens.screen(run, verdict, everything)
     click.echo("\n".join(told))
+
+
+@cli.command()
+@click.argument("script", type=click.Path(path_type=Path, allow_dash=True))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def lint(script: Path, as_json: bool) -> None:
+    """Name the mistakes of a job script or launch line (- reads it from stdin); exit code 1 if there are any."""
+    from dataclasses import asdict
+
+    from launch import lint as linter
+
+    try:
+        text = sys.stdin.read() if str(script) == "-" else script.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {script}: {getattr(error, 'strerror', None) or 'it is not a text file in UTF-8'}") from error
+    mistakes = linter.lint(text)
+    told = [json.dumps([asdict(each) for each in mistakes], indent=1)] if as_json else linter.screen(str(script), mistakes)
+    click.echo("\n".join(told))
+    sys.exit(1 if mistakes else 0)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

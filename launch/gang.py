@@ -42,44 +42,12 @@ class Gang(RendezvousHandler):
         if self.info is None:
             deadline = time.monotonic() + self.patience_s
             place = self.place
-            self.server, port = _serve(place) if place.index == 0 else (self._patiently(deadline, self._reach), place.port)
+            self.server, port = serve(place) if place.index == 0 else (reach(place, deadline, self.say, self.asked), place.port)
             store = PrefixStore(f"attempt-{place.attempt.name}", self.server)
             store.set(f"about/{place.index}", json.dumps(dict(self.about)))
-            _compare(self._patiently(deadline, lambda: self._gather(store)), place)
+            _compare(_patiently(deadline, lambda: _gather(store, place), self.say, self.asked), place)
             self.info = RendezvousInfo(store, place.index, place.nodes, RendezvousStoreInfo(place.head, port))
         return self.info
-
-    def _reach(self) -> TCPStore | str:
-        place, patience = self.place, timedelta(minutes=30)
-        try:
-            socket.create_connection((place.head, place.port), timeout=5).close()
-            return TCPStore(place.head, place.port, is_master=False, wait_for_workers=False, timeout=patience)
-        except (OSError, DistError) as error:
-            return f"node {place.index} ({socket.gethostname()}) cannot reach the head at {place.head}:{place.port}: {error}"
-
-    def _gather(self, store: PrefixStore) -> list[dict[str, Any]] | str:
-        """What each node says of itself, by node."""
-        place = self.place
-        keys = [f"about/{node}" for node in range(place.nodes)]
-        missing = ", ".join(str(node) for node, key in enumerate(keys) if not store.check([key]))
-        if missing:
-            return f"node {missing} of {place.nodes} did not come to {place.head}:{place.port} yet"
-        return [json.loads(store.get(key)) for key in keys]
-
-    def _patiently(self, deadline: float, attempt: Callable[[], Result | str]) -> Result:
-        """Try until there is something else than a problem in words, which is told after seconds. Raises InfrastructureError
-        when it was long enough, or where somebody asked this node to leave."""
-        told = time.monotonic() + TOLD_AFTER_S
-        while isinstance(found := attempt(), str):
-            if self.asked():
-                raise InfrastructureError(f"asked to stop before all nodes had come: {found}")
-            if time.monotonic() > deadline:
-                raise InfrastructureError(f"{found}; is it up, and can the nodes reach each other there?")
-            if time.monotonic() > told:
-                self.say(f"waiting: {found}")
-                told += 30
-            time.sleep(0.2)
-        return found
 
     def is_closed(self) -> bool:
         return False
@@ -125,13 +93,51 @@ def listen(head: str, port: int, alone: bool) -> socket.socket:
     return listener
 
 
-def _serve(place: Place) -> tuple[TCPStore, int]:
+def serve(place: Place) -> tuple[TCPStore, int]:
     """The store, and the port on which it listens: the given one, or with 0 a free one."""
     listener = listen(place.head, place.port, alone=place.nodes == 1)
     port: int = listener.getsockname()[1]
     patience = timedelta(minutes=30)
     store = TCPStore(place.head, port, is_master=True, wait_for_workers=False, timeout=patience, master_listen_fd=listener.detach())
     return store, port
+
+
+def reach(place: Place, deadline: float, say: Say, asked: Callable[[], object] = lambda: None) -> TCPStore:
+    """The head's store, as the other nodes see it. Raises InfrastructureError where it cannot be reached before the deadline."""
+
+    def knock() -> TCPStore | str:
+        try:
+            socket.create_connection((place.head, place.port), timeout=5).close()
+            return TCPStore(place.head, place.port, is_master=False, wait_for_workers=False, timeout=timedelta(minutes=30))
+        except (OSError, DistError) as error:
+            return f"node {place.index} ({socket.gethostname()}) cannot reach the head at {place.head}:{place.port}: {error}"
+
+    return _patiently(deadline, knock, say, asked)
+
+
+def _gather(store: PrefixStore, place: Place) -> list[dict[str, Any]] | str:
+    """What each node says of itself, by node."""
+    keys = [f"about/{node}" for node in range(place.nodes)]
+    missing = ", ".join(str(node) for node, key in enumerate(keys) if not store.check([key]))
+    if missing:
+        return f"node {missing} of {place.nodes} did not come to {place.head}:{place.port} yet"
+    return [json.loads(store.get(key)) for key in keys]
+
+
+def _patiently(deadline: float, attempt: Callable[[], Result | str], say: Say, asked: Callable[[], object]) -> Result:
+    """Try until there is something else than a problem in words, which is told after seconds. Raises InfrastructureError
+    when it was long enough, or where somebody asked this node to leave."""
+    told = time.monotonic() + TOLD_AFTER_S
+    while isinstance(found := attempt(), str):
+        if asked():
+            raise InfrastructureError(f"asked to stop before all nodes had come: {found}")
+        if time.monotonic() > deadline:
+            raise InfrastructureError(f"{found}; is it up, and can the nodes reach each other there?")
+        if time.monotonic() > told:
+            say(f"waiting: {found}")
+            told += 30
+        time.sleep(0.2)
+    return found
 
 
 def _compare(nodes: list[dict[str, Any]], place: Place) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "launch").glob("*.py"))
-ON_THE_NODES = {"gang", "logs", "agent"}
+ON_THE_NODES = {"gang", "logs", "agent", "doctor_node"}
 ORDER = [
     "words",
     "causes",
@@ -19,7 +19,15 @@ ORDER = [
     "advice",
     "why",
     "nodes",
+    "software",
+    "symptoms",
+    "doctor",
+    "examine",
+    "shell",
+    "rules",
+    "lint",
     "plans",
+    "visits",
     "local",
     "snapshot",
     "queue",
@@ -33,6 +41,7 @@ ORDER = [
     "watch",
     "agent",
     "node_agent",
+    "doctor_node",
     "cli",
     "__main__",
 ]

@@ -1,0 +1,76 @@
+"""The doctor's word on the nodes: what is wrong, on which of them, and what to leave out."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from launch.symptoms import ALONE, TOGETHER, Finding, Report, rate, size
+from launch.words import plain
+
+
+def findings(reports: Sequence[Report]) -> list[Finding]:
+    """All that is wrong or worth a word, by check and node."""
+    here = [report for report in reports if report.came]
+    lost = [
+        Finding("reach", report.node, "did not come to the head; is it up, and can it reach that address?")
+        for report in reports
+        if not report.came
+    ]
+    alone = [finding for check in ALONE for report in here for finding in check(report)]
+    return lost + [finding for check in TOGETHER for finding in check(here)] + alone
+
+
+def faulty(reports: Sequence[Report], found: Sequence[Finding]) -> list[str]:
+    """Hosts to leave out: where something is wrong that is not wrong everywhere, nor a matter of one node's word against the other's."""
+    hosts = {report.node: report.host for report in reports}
+    blamed = set()
+    for finding in found:
+        alike = len({other.node for other in found if other.wrong and other.check == finding.check})
+        if finding.wrong and (alike * 2 if finding.compared else alike) < len(reports):
+            blamed.add(finding.node)
+    return list(dict.fromkeys(hosts[node] for node in sorted(blamed) if hosts[node] != "?"))
+
+
+def screen(reports: Sequence[Report], found: Sequence[Finding]) -> list[str]:
+    """A table of the nodes, what is wrong, and what to type next."""
+    hosts = {report.node: report.host for report in reports}
+    heads = ["node", "host", "CPUs", "GPUs", "disk free", "shm", "clock", "gloo", "nccl", "code"]
+    lines = _aligned([heads, *(_row(report) for report in reports)])
+    for wrong, label in ((True, "wrong"), (False, "remark")):
+        lines += [f"{label}: node {each.node} ({hosts[each.node]}): {each.told}" for each in found if each.wrong == wrong]
+    if out := faulty(reports, found):
+        lines.append(f"leave out what is at fault: sbatch --exclude={','.join(out)}")
+    number = sum(each.wrong for each in found)
+    lines.append(
+        f"{number} thing{'s' * (number != 1)} wrong" if number else f"nothing wrong on {len(reports)} node{'s' * (len(reports) != 1)}"
+    )
+    return [plain(line) for line in lines]
+
+
+def to_json(reports: Sequence[Report], found: Sequence[Finding]) -> dict[str, Any]:
+    """The same for scripts."""
+    wrong = any(finding.wrong for finding in found)
+    return {
+        "ok": not wrong,
+        "exclude": faulty(reports, found),
+        "findings": [asdict(finding) for finding in found],
+        "nodes": [asdict(report) for report in reports],
+    }
+
+
+def exit_code(found: Sequence[Finding]) -> int:
+    return 78 if any(finding.wrong for finding in found) else 0
+
+
+def _row(report: Report) -> list[str]:
+    if not report.came:
+        return [str(report.node), report.host, *["-"] * 8]
+    speeds = [rate(report.rates[name]) if name in report.rates else "-" for name in ("gloo", "nccl")]
+    clock = f"{report.offset_s * 1000:+.0f} ms"
+    amounts = [str(report.processors), str(report.gpus), size(report.free_bytes), size(report.shm_bytes)]
+    return [str(report.node), report.host, *amounts, clock, *speeds, report.software.get("code", "-")]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,0 +1,221 @@
+"""The doctor's word on the nodes: pinned over reports as nodes give them, and on two nodes that this machine stands for."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from ranks import free_port
+
+from launch import examine
+from launch.cli import cli
+from launch.doctor import exit_code, faulty, findings, screen, to_json
+from launch.symptoms import GIB, Report, of_json
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+GOLDEN = REPOSITORY / "tests" / "golden" / "doctor"
+SOFTWARE = {"python": "3.11.9", "torch": "2.14.1", "code": "0123456789abcdef"}
+
+
+def node(index: int, **odd: Any) -> Report:
+    """A node of a good cluster, but for what is said."""
+    good = Report(
+        index,
+        f"n{index}",
+        software=SOFTWARE,
+        gpus=8,
+        driver="550.54.15",
+        folder="/data/runs",
+        free_bytes=900 * GIB,
+        free_inodes=10**8,
+        shm_bytes=256 * GIB,
+        processors=64,
+        promised=64,
+        procs=8,
+        offset_s=0.003 * index,
+        within_s=0.0002,
+        rates={"gloo": 1.1e9, "nccl": 2.4e10},
+    )
+    return replace(good, **odd)
+
+
+SCENES = {
+    "good": [node(0), node(1), node(2), node(3)],
+    "one_node": [node(0, rates={})],
+    "other_code": [node(0), node(1, software={**SOFTWARE, "code": "fedcba9876543210"})],
+    "many": [
+        node(0),
+        node(1, free_bytes=200 * 2**20, free_inodes=12, problems=["writing: cannot write in /data/runs: No space left on device"]),
+        node(2, software={**SOFTWARE, "torch": "2.13.0"}, offset_s=7.5, gpus=7),
+        Report(3, "n3", came=False),
+        node(4, rates={"gloo": 1.2e8, "nccl": 2.3e10}, unresolved=["n1", "n2"], loopback=True, shm_bytes=64 * 2**20),
+        node(5, processors=1, driver="", workers=7),
+        node(6, unseen=[0, 1, 2, 4, 5], wanted_gpu=True),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_the_screen_is_the_one_in_the_golden_file(name: str) -> None:
+    assert "\n".join(screen(SCENES[name], findings(SCENES[name]))) + "\n" == (GOLDEN / f"{name}.txt").read_text()
+
+
+@pytest.mark.parametrize(("name", "code", "out"), [("good", 0, []), ("one_node", 0, []), ("other_code", 78, [])])
+def test_the_exit_code_and_the_hosts_to_leave_out(name: str, code: int, out: list[str]) -> None:
+    found = findings(SCENES[name])
+    assert (exit_code(found), faulty(SCENES[name], found)) == (code, out)
+
+
+def test_a_remark_is_not_wrong() -> None:
+    reports = [node(0, loopback=True, unresolved=["n1"], shm_bytes=0, workers=16), node(1)]
+    assert {finding.check for finding in findings(reports)} == {"own name", "names", "shared memory", "workers"}
+    assert exit_code(findings(reports)) == 0
+
+
+@pytest.mark.parametrize(
+    ("odd", "check"),
+    [
+        ({"software": {**SOFTWARE, "python": "3.12.1"}}, "python"),
+        ({"gpus": 7}, "GPUs"),
+        ({"driver": "535.1"}, "GPU driver"),
+        ({"unseen": [0]}, "shared folder"),
+        ({"offset_s": -2.1}, "clock"),
+        ({"rates": {"gloo": 1.1e9, "nccl": 7.9e9}}, "nccl speed"),
+        ({"free_bytes": GIB - 1}, "disk"),
+        ({"free_inodes": 9_999}, "inodes"),
+        ({"processors": 63}, "processors"),
+        ({"problems": ["nccl: unhandled system error"]}, "nccl"),
+        ({"came": False}, "reach"),
+    ],
+)
+def test_the_one_odd_node_of_three_is_left_out(odd: dict[str, Any], check: str) -> None:
+    reports = [node(0), node(1, **odd), node(2)]
+    found = findings(reports)
+    assert {(finding.check, finding.node) for finding in found} == {(check, 1)}
+    assert (exit_code(found), faulty(reports, found)) == (78, ["n1"])
+
+
+def test_what_is_wrong_everywhere_is_no_nodes_fault() -> None:
+    reports = [node(0, free_bytes=0), node(1, free_bytes=0)]
+    assert (exit_code(findings(reports)), faulty(reports, findings(reports))) == (78, [])
+
+
+def test_the_first_node_can_be_the_odd_one() -> None:
+    reports = [node(0, software={**SOFTWARE, "torch": "2.13.0"}, offset_s=0.0), *(node(index, offset_s=-9.0) for index in (1, 2))]
+    assert {(finding.check, finding.node) for finding in findings(reports)} == {("torch", 0), ("clock", 0)}
+
+
+def test_a_clock_is_only_wrong_by_more_than_is_unknown_of_it() -> None:
+    assert exit_code(findings([node(0), node(1, offset_s=2.4, within_s=0.5)])) == 0
+
+
+def test_a_file_system_that_counts_no_inodes_is_not_full_of_them() -> None:
+    assert exit_code(findings([node(0, free_inodes=None)])) == 0
+
+
+def test_a_report_of_other_code_is_read_as_far_as_it_is_known() -> None:
+    told = {**json.loads(json.dumps(asdict(node(1)))), "a field of tomorrow": 1}
+    told.pop("shm_bytes")
+    assert of_json(told).software == SOFTWARE
+    assert of_json(told).shm_bytes == 0
+
+
+def test_json_holds_the_verdict_and_every_node() -> None:
+    told = json.loads(json.dumps(to_json(SCENES["many"], findings(SCENES["many"]))))
+    assert (told["ok"], told["exclude"], len(told["nodes"])) == (False, ["n1", "n2", "n3", "n4", "n5", "n6"], 7)
+
+
+def test_a_hostile_host_name_does_not_drive_the_terminal() -> None:
+    reports = [node(0, host="n0\x1b[2J\nn9")]
+    assert all(" " <= letter <= "~" for line in screen(reports, findings(reports)) for letter in line)
+
+
+def test_looking_makes_no_folder(tmp_path: Path) -> None:
+    report = examine.look(0, tmp_path / "runs" / "deep", 1, None, False, {"SLURM_CPUS_PER_TASK": "3", "SLURMD_NODENAME": "gpu-07"})
+    assert (report.folder, report.host, report.promised) == (str(tmp_path), "gpu-07", 3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_note_is_seen_only_by_its_whole_content(tmp_path: Path) -> None:
+    note = examine.leave_note(tmp_path, "abc", 0)
+    assert examine.notes_missing(tmp_path, "abc", [0, 1], 0) == [1]
+    note.write_text("")
+    assert examine.notes_missing(tmp_path, "abc", [0, 1], 0) == [0, 1]
+
+
+@pytest.mark.parametrize(("visible", "most"), [("", 0), ("-1", 0), ("0", 1)])
+def test_hidden_gpus_do_not_count(visible: str, most: int) -> None:
+    assert examine.gpus({"CUDA_VISIBLE_DEVICES": visible}) <= most
+
+
+def test_several_nodes_without_slurm_are_refused_with_the_line_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    told = CliRunner().invoke(cli, ["doctor", "--nodes", "2"]).exception
+    assert "--head ADDRESS_OF_NODE_0 --port 23456" in str(told)
+
+
+def test_a_dry_run_shows_a_command_a_node_with_what_the_config_says(tmp_path: Path) -> None:
+    quick = ["configs/quickstart.yaml", f"run.dir={tmp_path}/r", "data.workers=3"]
+    shown = CliRunner().invoke(cli, ["doctor", *quick, "--nodes", "2", "--simulate", "--dry-run", "--procs", "2"])
+    lines = shown.output.splitlines()
+    assert [line.rpartition(" ")[2] for line in lines] == ["0", "1"]
+    assert all(f"--folder {tmp_path}/r --procs 2 --workers 3" in line for line in lines)
+
+
+def examined(tmp_path: Path, codes: list[Path], *arguments: str, nodes: int = 2) -> tuple[list[int], list[str], str]:
+    """Nodes that this machine stands for, each with the code that its PYTHONPATH brings; exit codes, what each prints, and all errors."""
+    port = str(free_port())
+    whole = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
+    started = []
+    for index, code in enumerate(codes):
+        place = ["--nodes", str(nodes), "--node", str(index), "--port", port, "--folder", str(tmp_path / "runs")]
+        command = [sys.executable, "-P", "-m", "launch.doctor_node", *place, *arguments]
+        env = {**whole, "PYTHONPATH": str(code), "OMP_NUM_THREADS": "1", "SLURMD_NODENAME": f"n{index}"}
+        started.append(subprocess.Popen(command, cwd=tmp_path, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+    try:
+        told = [each.communicate(timeout=150) for each in started]
+    finally:
+        for each in started:
+            each.kill()
+    return [each.returncode for each in started], [out for out, _ in told], "".join(error for _, error in told)
+
+
+@pytest.mark.dist
+def test_good_nodes_are_found_good_and_nothing_is_left_in_the_folder(tmp_path: Path) -> None:
+    codes, told, errors = examined(tmp_path, [REPOSITORY] * 3, "--json", nodes=3)
+    assert codes == [0, 0, 0], errors
+    seen = json.loads(told[0])
+    assert {each["check"] for each in seen["findings"]} <= {"own name", "shared memory"}
+    assert (seen["ok"], seen["exclude"]) == (True, [])
+    assert [each["host"] for each in seen["nodes"]] == ["n0", "n1", "n2"]
+    assert all(each["rates"]["gloo"] > 1e6 and each["within_s"] < 5 for each in seen["nodes"])
+    assert (told[1:], list(tmp_path.iterdir())) == (["", ""], [])
+
+
+@pytest.mark.dist
+def test_a_node_with_other_code_is_named_with_both_hashes(tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    for package in ("launch", "sft_dist"):
+        shutil.copytree(REPOSITORY / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "sft_dist" / "train.py").write_text((copy / "sft_dist" / "train.py").read_text() + "# an edit that has not reached all\n")
+    codes, told, errors = examined(tmp_path, [REPOSITORY, copy])
+    assert codes == [78, 78], errors
+    hashes = [line.split()[-1] for line in told[0].splitlines()[1:3]]
+    assert hashes[0] != hashes[1]
+    assert f"wrong: node 1 (n1): code {hashes[1]}, but {hashes[0]} on node 0 (n0)" in told[0]
+
+
+@pytest.mark.dist
+def test_a_node_that_does_not_come_is_reported_and_a_taken_port_is_named(tmp_path: Path) -> None:
+    codes, told, errors = examined(tmp_path, [REPOSITORY], "--patience", "1")
+    assert (codes, "wrong: node 1 (?): did not come to the head" in told[0]) == ([78], True), errors
+    command = [sys.executable, "-P", "-m", "launch.doctor_node", "--head", "192.0.2.1", "--port", "23456", "--folder", str(tmp_path)]
+    refused = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, timeout=60)
+    assert refused.returncode == 78
+    assert "cannot listen on 192.0.2.1:23456" in refused.stderr

@@ -1,0 +1,22 @@
+"""`sft-launch doctor` inside an allocation examines its nodes, by the names that Slurm knows them by."""
+
+import json
+import shlex
+import sys
+
+import pytest
+from home import REPOSITORY
+
+pytestmark = pytest.mark.slurm
+
+
+def test_the_nodes_of_an_allocation_are_examined_through_srun(cluster, home):
+    line = shlex.join([sys.executable, "-m", "launch", "doctor", home.config, "--json"])
+    flags = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--open-mode=append", f"--output={home.path}/doctor.log")
+    job = cluster.sbatch(REPOSITORY, *flags, f"--wrap={line}")
+    cluster.wait(job, "COMPLETED", limit_s=180)
+    told = json.loads(cluster.log(job))
+    assert (told["ok"], told["exclude"]) == (True, [])
+    assert [(node["host"], node["promised"], node["workers"]) for node in told["nodes"]] == [("n1", 1, 0), ("n2", 1, 0)]
+    assert all(node["rates"]["gloo"] > 1e6 for node in told["nodes"])
+    cluster.assert_nothing_is_left(job)
