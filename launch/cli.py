@@ -68,7 +68,7 @@ def begin(config: Path, overrides: tuple[str, ...], nodes: int, procs: int, laun
 
     For scripts that start the agents themselves: slurm/finetune.sh.
     """
-    from launch import local
+    from launch import local, plans
     from sft_dist import rundir
 
     settings, _ = local.checked(config, overrides, os.environ, nodes * procs)
@@ -77,7 +77,8 @@ def begin(config: Path, overrides: tuple[str, ...], nodes: int, procs: int, laun
         return
     submitted = rundir.read_json(rundir.RunDir.of(settings).path / "job.json")
     ours = "job" in submitted and submitted["job"] == os.environ.get("SLURM_JOB_ID")
-    again = submitted.get("command", []) if ours else ["sbatch", f"--nodes={nodes}", "slurm/finetune.sh", str(config), *overrides]
+    by_hand = [*plans.sbatch(os.environ), "slurm/finetune.sh", str(config), *overrides]
+    again = submitted.get("command", []) if ours else by_hand
     click.echo(str(local.begin(settings, nodes, procs, launcher, again).absolute()))
 
 

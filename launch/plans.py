@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.nodes import without_leaks
+from launch.software import REPOSITORY
 from sft_dist.config import Config
 from sft_dist.errors import ConfigError
 from sft_dist.refuse import SECRET
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
@@ -96,6 +95,20 @@ def describe(launch: Launch, env: Mapping[str, str]) -> list[str]:
         "# the same ranks, without the agent's watchdog, failure screen and exit codes:",
         *(f"# {line}" for line in by_hand(launch)),
     ]
+
+
+def sbatch(env: Mapping[str, str]) -> list[str]:
+    """sbatch with the flags of the job that this runs in, as far as Slurm tells them: without its GPUs the same command would train on processors."""
+    told = {
+        "--nodes": "SLURM_JOB_NUM_NODES",
+        "--partition": "SLURM_JOB_PARTITION",
+        "--account": "SLURM_JOB_ACCOUNT",
+        "--qos": "SLURM_JOB_QOS",
+        "--gpus-per-node": "SLURM_GPUS_PER_NODE",
+        "--cpus-per-task": "SLURM_CPUS_PER_TASK",
+    }
+    before = [f"SFT_PROCS_PER_NODE={env['SFT_PROCS_PER_NODE']}"] if env.get("SFT_PROCS_PER_NODE") else []
+    return [*(["env", *before] if before else []), "sbatch", *(f"{flag}={env[name]}" for flag, name in told.items() if env.get(name))]
 
 
 def processes_here(config: Config, env: Mapping[str, str]) -> int:

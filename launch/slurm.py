@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch import plans
+from launch import plans, software
 from launch.nodes import without_leaks
 from launch.snapshot import CONFIG, SCRIPT
 from launch.words import plain
@@ -66,7 +66,7 @@ class Submission:
     procs: int
     wishes: Wishes
     python: str = sys.executable
-    source: Path = plans.REPOSITORY
+    source: Path = software.REPOSITORY
 
     @property
     def world(self) -> int:

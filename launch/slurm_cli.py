@@ -35,7 +35,7 @@ def slurm() -> None:
 @click.option("--dry-run", is_flag=True, help="Only show what would be submitted; asks Slurm nothing and writes nothing.")
 def submit(config: Path, overrides: tuple[str, ...], dry_run: bool, **wishes: Any) -> None:
     """Submit CONFIG as a job, or go on with its run. Code and config are put aside first: later edits do not reach the job."""
-    from launch import jobs, local, plans, snapshot
+    from launch import jobs, local, plans, snapshot, software
     from launch import slurm as texts
     from sft_dist import parse, rundir
     from sft_dist.rundir import RunDir
@@ -50,7 +50,7 @@ def submit(config: Path, overrides: tuple[str, ...], dry_run: bool, **wishes: An
     if done := rundir.finished(settings):
         click.echo("\n".join(["this run is finished; a longer train.duration goes on from its end", *rundir.summary(done)]))
         return
-    files = snapshot.contents(plans.REPOSITORY, config, parse.to_yaml(settings))
+    files = snapshot.contents(software.REPOSITORY, config, parse.to_yaml(settings))
     python = os.environ.get("SFT_PYTHON") or sys.executable
     job = texts.Submission(settings.run.name, run.path, snapshot.place(run.path, files), procs, wanted, python)
     if dry_run:

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 
 from sft_dist.errors import DivergedError
 
-FIRST, GROWTH, BACKOFF, PATIENCE = (
-    2.0**16,
-    2.0,
-    0.5,
-    2000,
-)  # torch.amp.GradScaler's init_scale, growth_factor, backoff_factor, growth_interval
+# torch.amp.GradScaler's init_scale, growth_factor, backoff_factor, growth_interval
+FIRST = 2.0**16
+GROWTH = 2.0
+BACKOFF = 0.5
+PATIENCE = 2000
 SMALLEST = 1.0  # below it gradients would be made smaller, which is not what it is for; DeepSpeed ends there too (fp16.min_loss_scale)
 
 

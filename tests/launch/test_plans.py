@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from given import a_config
 
-from launch import plans
+from launch import plans, software
 from launch.plans import Launch
 from sft_dist.errors import ConfigError
 
@@ -38,7 +38,7 @@ def launch(*overrides: str, nodes: int = 2, config: str = "configs/a.yaml", pyth
 
 def test_the_dry_run_shows_everything_and_no_secret() -> None:
     """A change of this file changes what people copy; look at it, then write it anew."""
-    told = "\n".join(plans.describe(launch("optim.lr=0.1", "run.name=a"), ENV)).replace(str(plans.REPOSITORY), "<repository>") + "\n"
+    told = "\n".join(plans.describe(launch("optim.lr=0.1", "run.name=a"), ENV)).replace(str(software.REPOSITORY), "<repository>") + "\n"
     assert told == GOLDEN.read_text()
     assert "0123456789abcdef" not in told
 
@@ -62,18 +62,18 @@ def test_the_environment_is_this_one_less_another_launchers_with_the_code_in_fro
         "PATH": "/usr/bin",
         "WANDB_API_KEY": "0123456789abcdef",
         "SFT_EXPECT_WORLD": "8",
-        "PYTHONPATH": f"{plans.REPOSITORY}:/opt/lib",
+        "PYTHONPATH": f"{software.REPOSITORY}:/opt/lib",
         "PYTHONUNBUFFERED": "1",
     }
 
 
 def test_the_code_stands_on_the_path_once() -> None:
-    found = plans.environment(launch(), {"PYTHONPATH": f"/opt/lib::{plans.REPOSITORY}"})
-    assert found["PYTHONPATH"] == f"{plans.REPOSITORY}:/opt/lib"
+    found = plans.environment(launch(), {"PYTHONPATH": f"/opt/lib::{software.REPOSITORY}"})
+    assert found["PYTHONPATH"] == f"{software.REPOSITORY}:/opt/lib"
 
 
 def test_other_launchers_start_as_many_ranks() -> None:
-    script = f"{plans.REPOSITORY}/sft_dist/train.py configs/a.yaml optim.lr=0.1"
+    script = f"{software.REPOSITORY}/sft_dist/train.py configs/a.yaml optim.lr=0.1"
     torchrun, accelerate = plans.by_hand(launch("optim.lr=0.1"))
     assert torchrun == (
         "SFT_EXPECT_WORLD=8 torchrun --nnodes 2 --node-rank 0 --nproc-per-node 4 --master-addr node-a --master-port 29511 " + script
@@ -135,3 +135,15 @@ def test_what_is_printed_gives_bash_the_same_arguments_and_runs_nothing(echo: Pa
 )
 def test_one_process_is_started_for_each_gpu_that_is_visible(device: str, env: dict[str, str], processes: int) -> None:
     assert plans.processes_here(a_config(device=device), env) == processes
+
+
+def test_the_command_to_type_again_asks_for_the_same_machines() -> None:
+    env = {
+        "SLURM_JOB_NUM_NODES": "4",
+        "SLURM_GPUS_PER_NODE": "8",
+        "SLURM_JOB_PARTITION": "gpu",
+        "SLURM_CPUS_PER_TASK": "64",
+        "HOME": "/home/me",
+    }
+    assert plans.sbatch(env) == ["sbatch", "--nodes=4", "--partition=gpu", "--gpus-per-node=8", "--cpus-per-task=64"]
+    assert plans.sbatch({"SFT_PROCS_PER_NODE": "2"}) == ["env", "SFT_PROCS_PER_NODE=2", "sbatch"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from launch import follow, jobs, plans, queue, slurm, snapshot
+from launch import follow, jobs, queue, slurm, snapshot, software
 from launch.cli import cli
 from launch.jobs import Job
 from launch.slurm import Submission, Wishes
@@ -34,7 +34,7 @@ SHOWN = """JobId=77 JobName=JobState=FAILED Reason=None
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "x.yaml"
-    path.write_text((plans.REPOSITORY / "configs" / "quickstart.yaml").read_text())
+    path.write_text((software.REPOSITORY / "configs" / "quickstart.yaml").read_text())
     return path
 
 
@@ -163,9 +163,9 @@ def test_what_cannot_run_is_refused_before_slurm_is_asked(config: Path, monkeypa
 
 
 def test_the_snapshot_holds_all_that_the_packages_need(config: Path) -> None:
-    files = snapshot.contents(plans.REPOSITORY, config, "task: classify\n")
+    files = snapshot.contents(software.REPOSITORY, config, "task: classify\n")
     for package in ("sft_dist", "launch"):
-        there = {str(path.relative_to(plans.REPOSITORY)) for path in (plans.REPOSITORY / package).rglob("*") if path.is_file()}
+        there = {str(path.relative_to(software.REPOSITORY)) for path in (software.REPOSITORY / package).rglob("*") if path.is_file()}
         assert {name for name in there if "__pycache__" not in name and "/." not in name} <= set(files)
     assert {"slurm/finetune.sh", "config.yaml", "as-written.yaml"} <= set(files)
     assert not [name for name in files if name.endswith(".pyc")]
