@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         place = Place(index, told.nodes, told.procs, told.head, told.port, told.attempt)
         config = parse.load(told.config, told.overrides)
         if not place.attempt.is_dir():
-            raise MachineError(
-                f"{place.attempt} is not there on {socket.gethostname()}: run.dir must be on a file system that all nodes share"
-            )
+            _refuse_with_all(place, told.patience)
         with writing(place.folder):
             place.folder.mkdir(exist_ok=True)
         limits, run = Limits.of(config), RunDir.of(config)
@@ -54,30 +53,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
 
 
+def _refuse_with_all(place: Place, patience_s: float) -> None:
+    """This node can write nothing where the others look: they must hear of it from the node itself, or would take it for lost."""
+    where = f"{place.attempt} is not there on {socket.gethostname()}: run.dir must be on a file system that all nodes share"
+    if place.nodes > 1:
+        Gang(
+            place, {"host": socket.gethostname(), **software(), "run folder": "not there"}, patience_s, _say, lambda: None
+        ).next_rendezvous()
+    raise MachineError(where)
+
+
 def _run(place: Place, limits: Limits, run: RunDir, arguments: list[str], patience_s: float) -> int:
-    about = {"host": socket.gethostname(), **software()}
+    about = {"host": socket.gethostname(), **software(), "run folder": "there"}
     write_json(place.folder / "agent.json", {**about, "pid": os.getpid(), "time_ns": time.time_ns(), "ranks": list(place.ranks)})
-    with tempfile.TemporaryDirectory(prefix="sft-", dir=nodes.pulse_folder()) as pulses:
-        kernel_kills = _kernel_kills()
-        watch = Watch(place, Path(pulses), limits)
-        try:
-            gang = Gang(place, about, patience_s, _say, lambda: watch.asked)
-            failed = _supervise(place, gang, nodes.rank_environment(place, os.environ, Path(pulses)), arguments)
-        except Exception as raised:  # whatever it is, the others and the batch script must find a last word
-            error = _as_ours(raised)
-            attempts.write_failure(place.folder, _refusal(error, place))
+    watch: Watch | None = None
+    try:
+        with tempfile.TemporaryDirectory(prefix="sft-", dir=nodes.pulse_folder()) as pulses:
+            kernel_kills = _kernel_kills()
+            watch = Watch(place, Path(pulses), limits)
+            try:
+                gang = Gang(place, about, patience_s, _say, lambda: watch and watch.asked)
+                failed = _supervise(place, gang, nodes.rank_environment(place, os.environ, Path(pulses)), arguments)
+            finally:
+                watch.close()
+            _sweep(place.folder)
+            code = _codes(failed, place, watch, _kernel_kills() - kernel_kills)
+    except Exception as raised:  # whatever it is, the others and the batch script must find a last word
+        error = _as_ours(raised)
+        with suppress(MachineError):
+            attempts.write_failure(place.folder, _refusal(error, place), over=False)
+        with suppress(MachineError):
             _write_exit(place, run, getattr(error, "exit_code", 1), watch)
-            raise error from raised
-        finally:
-            watch.close()
-        _sweep(place.folder)
-        code = _codes(failed, place, watch, _kernel_kills() - kernel_kills)
+        raise error from raised
     _write_exit(place, run, code, watch)
     return _last_word(place, run, code, watch)
 
 
-def _write_exit(place: Place, run: RunDir, code: int, watch: Watch) -> None:
-    asked = watch.asked.name if watch.asked else None
+def _write_exit(place: Place, run: RunDir, code: int, watch: Watch | None) -> None:
+    asked = watch.asked.name if watch and watch.asked else None
     write_json(place.folder / "exit.json", {"code": code, "time_ns": time.time_ns(), "asked": asked, "step": run.saved_step})
 
 

@@ -48,7 +48,7 @@ class Ward:
             found: bytes = self.store.get(key)
         except dist.DistError as error:
             raise InfrastructureError(
-                f"node {self.node} waited {STEP.seconds} s for {key.rpartition('/')[0] or key} of another node"
+                f"node {self.node} waited {STEP.seconds} s for {key}: the node of that number no longer answers"
             ) from error
         return found
 

@@ -7,10 +7,11 @@ STACKS = signal.SIGRTMIN  # sft_dist.guard's: a rank that does not listen yet wo
 
 
 def heard() -> set[signal.Signals]:
-    """Those that the agent waits for; not what it was started to ignore (nohup; a shell's background jobs)."""
+    """Those that the agent waits for; not what it was started to ignore (nohup; a shell's background jobs). To be asked before
+    torchrun's agent sets its own handlers, which never run, as what they are for is held back."""
     return {number for number in HEARD if signal.getsignal(number) is not signal.SIG_IGN}
 
 
 def back() -> None:
-    """Hold them back in this thread and in all that it starts: from the first moment on, as one that comes early would be deadly."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, heard() | {STACKS})
+    """Hold all back in this thread and in all that it starts: from the first moment on, as one that comes early would be deadly."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {*HEARD, STACKS})

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from launch import queue, slurm
 from launch.slurm import Submission
@@ -124,6 +125,9 @@ def read(number: str, shown: str) -> Job | None:
     )
 
 
+MAY_SAVE = ("RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING")
+
+
 def find(told: str, env: Mapping[str, str]) -> Found:
     """The run and the job that RUN|JOBID names. Raises ConfigError where it is neither."""
     if Path(told).is_dir():
@@ -178,29 +182,29 @@ def save_and_cancel(number: str, run: RunDir | None, limit_s: float, env: Mappin
     if job is None or not job.live:
         yield f"job {number} has ended already" + (f": it {queue.state_in_words(job.state)}" if job else "")
         return
-    if job.state != "RUNNING":
+    if job.state not in MAY_SAVE:
         cancel(number, env)
         yield f"job {number} {queue.state_in_words(job.state)}: nothing to save; cancelled"
         return
-    asked_s = time.time()
+    asked_s, before = time.monotonic(), read_json(run.outcome) if run else {}
     answer = ask(["scancel", "--batch", "--signal=TERM", number], env)  # to the script alone, which asks all ranks
     if answer.code:
         raise _refused(answer, f"job {number} was not signalled")
     yield f"job {number} is asked to save and end; it is waited for up to {limit_s:.0f} s, then cancelled (ctrl-C leaves it to itself)"
     while (job := look(number, env)) and job.live:
-        if time.time() - asked_s > limit_s:
+        if time.monotonic() - asked_s > limit_s:
             cancel(number, env)
             yield f"job {number} has not ended within {limit_s:.0f} s: cancelled; {_checkpoint(run)}"
             return
         time.sleep(2)
     yield f"job {number} {queue.state_in_words(job.state) if job else 'has ended'}"
     if run is not None:
-        yield _saved(run, asked_s)
+        yield _saved(run, before)
 
 
-def _saved(run: RunDir, asked_s: float) -> str:
+def _saved(run: RunDir, before: Mapping[str, Any]) -> str:
     told = read_json(run.outcome)
-    if told and run.outcome.stat().st_mtime >= asked_s - 1 and told.get("outcome") in ("saved", "done"):
+    if told != before and told.get("outcome") in ("saved", "done"):
         return f"{run.path}: {told.get('outcome')} at step {told.get('step')}"
     return f"{run.path}: it has not said that it saved; {_checkpoint(run)}"
 

@@ -64,7 +64,8 @@ def start(launch: Launch, env: Mapping[str, str]) -> int:
                 each.send_signal(number)
 
     for number in FORWARDED:
-        signal.signal(number, forward)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, forward)
     agents += [subprocess.Popen(plans.agent(launch, node), env=whole, start_new_session=True) for node in range(launch.nodes)]
     codes = [each.wait() for each in agents]
     for node, code in enumerate(codes):

@@ -94,6 +94,15 @@ def check(wishes: Wishes, run: Path) -> None:
 def processes(config: Config, wishes: Wishes) -> int:
     """Processes on each node: as asked, or one a GPU, or one. Raises ConfigError where GPUs and processes do not fit."""
     gpus = _gpus(wishes.gpus_per_node) if wishes.gpus_per_node else None
+    unseen = [
+        flag
+        for flag in wishes.others
+        if any(is_flag(flag, name) for name in ("--gres", "--gpus", "-G", "--gpus-per-task", "--gpus-per-socket"))
+    ]
+    if unseen and not wishes.procs:
+        raise ConfigError(
+            f"{unseen[0]}: how many processes a node needs cannot be seen from that; use --gpus-per-node, or say --procs as well"
+        )
     if config.device == "cpu":
         return wishes.procs or 1
     if gpus and wishes.procs and wishes.procs > gpus:

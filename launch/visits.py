@@ -56,7 +56,8 @@ def commands(visit: Visit, simulate: bool, env: Mapping[str, str]) -> list[list[
         return [[*node_command(visit), "--node", str(node)] for node in range(visit.nodes)]
     number = str(visit.nodes)
     share = env.get("SLURM_CPUS_PER_TASK", "1")
-    srun = ["srun", "--overlap", f"--nodes={number}", f"--ntasks={number}", "--ntasks-per-node=1", f"--cpus-per-task={share}"]
+    # --wait: a node that hangs must not keep the others, which have told what they saw
+    srun = ["srun", "--overlap", "--wait=60", f"--nodes={number}", f"--ntasks={number}", "--ntasks-per-node=1", f"--cpus-per-task={share}"]
     return [[*srun, "--gpu-bind=none", *node_command(_of_the_job(visit, env))]]
 
 

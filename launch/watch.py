@@ -23,6 +23,7 @@ STACKS_S = 3.0
 """How long the ranks get to write their stacks before they are killed."""
 DISK_S = 10.0
 """How long the disk gets to take a record: it may be what the ranks wait for."""
+GIVE_UP_S = 300.0
 PATIENCE = 30
 """`auto` is this many times the longest silence that was normal so far."""
 AT_LEAST_S = 300
@@ -90,6 +91,8 @@ class Watch:
         self.fell_silent = False
         self.beats: dict[int, Beat] = {}
         self.told: set[int] = set()
+        self.heard = hold.heard()
+        self.telling = threading.Lock()
         self.over = threading.Event()
         self.looking = _thread(self._look)
         _thread(self._hear)
@@ -103,27 +106,28 @@ class Watch:
 
     def _hear(self) -> None:
         while True:
-            number = signal.sigwait(hold.heard())
+            number = signal.sigwait(self.heard)
             if number == signal.SIGQUIT:
                 self.show_stacks()
                 continue
-            self.asked = signal.Signals(signal.SIGTERM if number == signal.SIGHUP else number)
-            self.told.clear()  # a second interrupt means something else to the ranks than the first
-            self._hand_on(self.asked)
+            with self.telling:
+                self.asked = signal.Signals(signal.SIGTERM if number == signal.SIGHUP else number)
+                self.told.clear()  # a second interrupt means something else to the ranks than the first
+            self._hand_on()
 
-    def _hand_on(self, asked: signal.Signals) -> None:
-        for rank, beat in self._read().items():
-            if rank not in self.told and _state(beat.pid) != "?":
-                self.told.add(rank)
-                _kill(beat.pid, asked)
+    def _hand_on(self) -> None:
+        with self.telling:  # or both threads could tell a rank, which would take it for a second interrupt
+            for rank, beat in self._read().items():
+                if self.asked and rank not in self.told and _state(beat.pid) != "?":
+                    self.told.add(rank)
+                    _kill(beat.pid, self.asked)
 
     def _look(self) -> None:
         last = time.monotonic()
         while not self.over.wait(LOOK_S):
             passed_s, last = time.monotonic() - last, time.monotonic()
             self.beats = self._read()
-            if self.asked:
-                self._hand_on(self.asked)
+            self._hand_on()
             states = {rank: _state(beat.pid) for rank, beat in self.beats.items()}
             here = {rank: beat for rank, beat in self.beats.items() if states[rank] not in "?XZ"}  # who has ended may be silent
             if late := self.silences.look(here, [rank for rank in here if states[rank] in "Tt"], passed_s):
@@ -158,11 +162,17 @@ class Watch:
         for beat in self.beats.values():
             if _state(beat.pid) != "?":
                 _kill(beat.pid, signal.SIGKILL)
+        _thread(_give_up)
 
     def _record(self, records: list[attempts.Failure]) -> None:
         for record in records:
-            if not (self.place.folder / f"rank-{record.rank}.json").exists():  # what the rank said itself, before it hung, is the cause
-                attempts.write_failure(self.place.folder, record)
+            attempts.write_failure(self.place.folder, record, over=False)  # what a rank said itself, before it hung, is the cause
+
+
+def _give_up() -> None:
+    """What the agent still has to write may hang as well, on the disk that the ranks waited for; the nodes must be free at last."""
+    time.sleep(GIVE_UP_S)
+    os._exit(75)
 
 
 def _silence(beat: Beat, rank: int, lasted_s: float, node: int) -> attempts.Failure:

@@ -93,8 +93,10 @@ def failure_of(error: BaseException, code: int, rank: int, beat: Beat, node: int
     return Failure(time.time_ns(), rank, host, beat.step, beat.phase, code, type(error).__name__, message, node, tuple(lines[-TAIL:]))
 
 
-def write_failure(place: Path, failure: Failure) -> None:
-    write_json(place / f"rank-{failure.rank}.json", asdict(failure))
+def write_failure(place: Path, failure: Failure, over: bool = True) -> None:
+    """over: also over what the rank has said itself, which came first and is the cause."""
+    if over or not (place / f"rank-{failure.rank}.json").exists():
+        write_json(place / f"rank-{failure.rank}.json", asdict(failure))
 
 
 def write_beats(node: Path, beats: Mapping[int, Beat]) -> None:

@@ -13,6 +13,9 @@
 #SBATCH --open-mode=append
 #SBATCH --output=sft-dist-%j.log
 set -u
+asked=none # a signal that comes before the ranks are started is kept for them
+trap 'asked=USR1' USR1
+trap 'asked=TERM' TERM
 
 cd "${SLURM_SUBMIT_DIR:?is not set: start this with sbatch}" || exit 78
 code=${SFT_CODE:-$PWD} # what `sft-launch slurm submit` has put aside, or the repository
@@ -34,10 +37,7 @@ address=$(scontrol show node "$head" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p') #
 port=$((20000 + SLURM_JOB_ID % 12000))                                          # below the ephemeral range, and not everybody's 29500
 echo "job $SLURM_JOB_ID, start $start: $nodes node(s) x $procs process(es), head $head ($address:$port)"
 
-# What can be refused is refused here, once, before anything is started. A signal that comes meanwhile is kept.
-asked=none
-trap 'asked=USR1' USR1
-trap 'asked=TERM' TERM
+# What can be refused is refused here, once, before anything is started.
 attempt=$(launch begin --nodes "$nodes" --procs "$procs" --launcher "Slurm job $SLURM_JOB_ID, start $start" "$@") || exit
 [ -n "$attempt" ] || exit 0 # the run was finished before
 run=${attempt%/attempts/*}
@@ -65,13 +65,16 @@ code=$?
 # The agent of node 0 tells what went wrong; where it died itself, this does.
 [ "$code" = 0 ] || [ -e "$attempt/node-0/exit.json" ] || launch why --over "$run"
 # TERM: somebody cancelled the job, unless a job of more weight took its place. Else the run's own records say whether it is worth it.
-made_room=()
-scontrol show job "$SLURM_JOB_ID" | grep -q 'PreemptTime=[0-9]' && made_room=(--made-room)
-[ "$asked" != TERM ] || [ "${#made_room[@]}" = 1 ] || exit "$code"
-if again=$(launch again --over "${made_room[@]}" "$run") && [ "$start" -lt "${SFT_MAX_STARTS:-100}" ]; then
+job=$(scontrol show job "$SLURM_JOB_ID")
+began=$(sed -n 's/.* StartTime=\([0-9][^ ]*\).*/\1/p' <<<"$job")
+preempted=$(sed -n 's/.*PreemptTime=\([0-9][^ ]*\).*/\1/p' <<<"$job")
+room=$([[ -z "$preempted" || "$preempted" < "$began" ]] || echo --made-room)
+[ "$asked" != TERM ] || [ -n "$room" ] || exit "$code"
+if again=$(launch again --over ${room:+"$room"} "$run") && [ "$start" -lt "${SFT_MAX_STARTS:-100}" ]; then
     echo "$(date +%T) $again; the job goes back into the queue"
     [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || SLURM_JOB_ID=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-    exec scontrol requeue "$SLURM_JOB_ID" # Slurm ends this script
+    trap - USR1 TERM && scontrol requeue "$SLURM_JOB_ID" && exec sleep 60 # Slurm ends it, and the job with it
+    again="it could not be queued again; submit the same command"
 fi
 echo "$(date +%T) $again; the job ends here"
 exit "$code"
