@@ -159,7 +159,7 @@ def lost(folder: Path) -> dict[str, Ended]:
         ("without agent", kill_agent),
     ]
     for name, hurt in plan:
-        started = begin(folder, "lost", *LONG, "watch.step_s=6")
+        started = begin(folder, "lost", *LONG, "watch.step_s=15")
         started.until_step(2, nodes=2)
         hurt(started)
         found[name] = ended(started)
