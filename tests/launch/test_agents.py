@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from agents import REPOSITORY, Started, end_all, listening, slow_disk, start
+from agents import REPOSITORY, Started, end_all, listening, sick, slow_disk, start
 from ranks import free_port, largest_difference, rows
 
 from launch import why
@@ -118,6 +118,9 @@ def test_a_request_to_one_node_alone_saves_the_same_step_on_all(paused: Paused) 
 def test_nobody_is_killed_in_a_slow_save(paused: Paused) -> None:
     told = [path.name for path in paused.first.attempt.glob("node-*/rank-*") if path.suffix in (".json", ".err", ".stack")]
     assert told == []
+    took = [json.loads(line) for line in (paused.first.attempt / "saves.jsonl").read_text().splitlines()]
+    assert [save["step"] for save in took] == [4, 5]
+    assert all(save["seconds"] > 4 for save in took), "two files of two seconds each"
     assert not list(paused.first.attempt.parents[1].glob("checkpoints/.*"))
 
 
@@ -239,6 +242,19 @@ def test_what_only_a_node_can_find_is_the_users_mistake_whatever_its_path_is_cal
     assert f"{HOSTILE}/train/b/" in record["message"]
     assert "again?  no: the same mistake would be made again" in started.screen
     assert not list(folder.rglob("owned"))
+
+
+def test_the_same_death_in_the_same_step_is_not_tried_for_ever(folder: Path) -> None:
+    ill = sick(folder / "ill", "killed in forward", step=6)
+    found = []
+    for _ in range(3):  # the first one comes as far as a checkpoint
+        started = begin(folder, "same", "save.every=4 steps", command=("launch", "run", "--procs", "1"), PYTHONPATH=f"{REPOSITORY}:{ill}")
+        found.append(ended(started))
+    assert [each.code for each in found] == [75, 75, 93], found[-1].screen
+    assert "again?  yes: nothing in the run itself is known to be wrong" in found[0].cause
+    assert "first cause  rank 0 on " in found[2].cause
+    assert "in forward of step 6" in found[2].cause
+    assert "again?  no: the last 3 attempts ended with the same error at the same step, 6" in found[2].cause
 
 
 # --- one node ------------------------------------------------------------------------------------------------------------------------
