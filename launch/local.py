@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from launch import hold, plans
+from launch import node_agent, plans
 from launch.plans import Launch
 from launch.software import REPOSITORY
 from sft_dist import attempts, notice, parse, preflight, rundir
@@ -92,14 +92,10 @@ def start(launch: Launch, env: Mapping[str, str]) -> int:
 
 def _become_agent(command: list[str], env: Mapping[str, str]) -> int:
     """What `python -P -m launch.node_agent ...` does, in this process."""
-    hold.back()
     os.environ.clear()
     os.environ.update(env)
     if not sys.flags.safe_path:
         sys.path[0] = str(REPOSITORY)  # the folder that this was started in must not hide a library
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-
-    from launch import agent
-
-    return agent.main(command[command.index("launch.node_agent") + 1 :])
+    return node_agent.become(command[command.index("launch.node_agent") + 1 :])
