@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from launch.shell import Command, Script
+from launch.traps import handlers, traps
 
 Lines = Iterator[int]
 TORCHRUN = re.compile(r"\btorchrun\b|\baccelerate\s+launch\b|torch\.distributed\.(run|launch)\b")
+REQUEUE = re.compile(r"\bscontrol\s+requeue\b")
 LAUNCHES = re.compile(
     rf"{TORCHRUN.pattern}|\bdeepspeed\b|\bpython[\d.]*\b|\.(py|sh)\b|\bbash\b|\$\{{?\w*(python|cmd|launch)", re.IGNORECASE
 )
@@ -42,12 +44,6 @@ def launchers(script: Script) -> list[Command]:
 def steps(script: Script) -> list[Command]:
     """The sruns that start the work, not those that ask for a name or a version."""
     return [command for command in script.running("srun") if LAUNCHES.search(command.text.partition("srun")[2])]
-
-
-def traps(script: Script) -> list[Command]:
-    """Those that do something on a signal that Slurm sends."""
-    wanted = re.compile(r"\b(SIG)?(USR1|USR2|TERM|HUP|INT|CONT)\b|\s(10|12|15)\b")
-    return [trap for trap in script.running("trap") if wanted.search(trap.text) and not re.match(r"trap\s+(''|\"\"|-)\s", trap.text)]
 
 
 def signals(script: Script) -> bool:
@@ -113,7 +109,7 @@ def truncated_log(script: Script) -> Lines:
     mode = script.option("open-mode")
     if mode is None or mode.value != "append":
         again = [option.line for option in script.options if option.name == "requeue"]
-        yield from again[:1] or [command.line for command in done(script) if re.search(r"\bscontrol\s+requeue\b", command.text)][:1]
+        yield from again[:1] or [command.line for command in done(script) if REQUEUE.search(command.text)][:1]
 
 
 def signal_to_steps(script: Script) -> Lines:
@@ -130,16 +126,15 @@ def usr1_to_torchrun(script: Script) -> Lines:
 
 def deaf_trap(script: Script) -> Lines:
     if traps(script):
-        yield from (command.line for command in steps(script) if not command.background)
+        yield from (command.line for command in steps(script) if not command.background and command not in handlers(script))
 
 
 def waits_once(script: Script) -> Lines:
-    waits = script.running("wait")
+    ends_well = any(command.program == "wait" or REQUEUE.search(command.text) for command in handlers(script))
     looped = re.search(r"(^|\n)\s*(while|until)\b[\s\S]*?\bwait\b", script.text)
-    asked_again = any(
-        re.search(r"\bscontrol\s+requeue\b", command.text) for command in script.commands if waits and command.line < waits[0].line
-    )
-    if traps(script) and any(command.background for command in steps(script)) and waits and not looped and not asked_again:
+    waits = [command for command in script.running("wait") if command not in handlers(script)]
+    once = waits and [command.text for command in waits].count(waits[0].text) == 1
+    if traps(script) and any(command.background for command in steps(script)) and once and not looped and not ends_well:
         yield waits[0].line
 
 
@@ -208,7 +203,7 @@ def absent_sacct(script: Script) -> Lines:
 
 def whole_array(script: Script) -> Lines:
     if script.option("array") and "SLURM_ARRAY_JOB_ID" not in script.text:
-        yield from (command.line for command in done(script) if re.search(r"\bscontrol\s+requeue\b", command.text))
+        yield from (command.line for command in done(script) if REQUEUE.search(command.text))
 
 
 def deepspeed_launcher(script: Script) -> Lines:

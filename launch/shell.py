@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 SHORT = {"N": "nodes", "n": "ntasks", "c": "cpus-per-task", "a": "array", "o": "output", "t": "time", "p": "partition", "J": "job-name"}
@@ -12,7 +12,10 @@ BEFORE = re.compile(
 STARTED = re.compile(
     r"\s[\"']?(?:\S*/)?(?:bash|sh|python[\d.]*|torchrun|accelerate|deepspeed|env|singularity|apptainer|[^\s-]\S*\.(?:py|sh))[\"']?(?=\s)"
 )
-HEREDOC = re.compile(r"<<-?[ \t]*(['\"]?)([A-Za-z_]\w*)\1")
+HEREDOC = re.compile(r"<<-?[ \t]*(?:'([^'\n]+)'|\"([^\"\n]+)\"|\\?([^\s'\"\\;&|<>()`$]+))")
+ARITHMETIC = re.compile(r"\(\((?:[^()]|\((?:[^()]|\([^()]*\))*\))*\)\)")
+"""`((...))`, in which `<<` shifts bits."""
+OPENS = re.compile(r"(?:(?:then|else|do|!|function\s+\S+)\s+)*\{(?=\s|$)")
 SEPARATORS = re.compile(r"&&|\|\||(?<![<>])&(?!>)|[;|()\n`]")
 
 
@@ -71,9 +74,27 @@ class Script:
     def running(self, *programs: str) -> list[Command]:
         return [command for command in self.commands if command.program in programs]
 
+    def function(self, name: str) -> tuple[Command, ...]:
+        """The commands between the braces of the function of that name; none if there is no such function here."""
+        for index, command in enumerate(self.commands):
+            if re.fullmatch(rf"function\s+{re.escape(name)}\s+\{{.*", command.text, re.DOTALL):
+                return tuple(_inside(self.commands[index:]))
+            if command.text in (name, f"function {name}") and (body := tuple(_inside(self.commands[index + 1 :]))):
+                return body
+        return ()
+
     @property
     def text(self) -> str:
         return "\n".join(command.text for command in self.commands)
+
+
+def _inside(commands: Sequence[Command]) -> Iterator[Command]:
+    deep = 0
+    for command in commands:
+        deep += (OPENS.match(command.text) is not None) - (command.text == "}")
+        if deep == 0:
+            return
+        yield command
 
 
 def read(text: str) -> Script:
@@ -97,7 +118,7 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
                 break
             piece = _piece(raw, place, quote, "".join(kept[-1:]))
             if not quote and piece.startswith("<<") and (found := HEREDOC.match(piece)):
-                ends.append(found[2])
+                ends.append(found[1] or found[2] or found[3])
             if letter in "'\"" and quote in ("", letter):
                 quote = "" if quote else letter
             directive = piece.startswith("#SBATCH") and not "".join(kept).strip()
@@ -108,17 +129,15 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
             place += len(piece)
         number, place = number + 1, place + 1
         for end in ends:
-            while place < len(raw):
-                line, _, _ = raw[place:].partition("\n")
-                number, place = number + 1, place + len(line) + 1
-                if line.strip() == end:
-                    break
+            document = re.compile(rf"(?:.*\n)*?[ \t]*{re.escape(end)}[ \t\r]*\n").match(raw, place)
+            if document:  # else it has no end, and is none: `let x=1<<n`
+                number, place = number + document[0].count("\n"), document.end()
         if line := "".join(kept).strip():
             yield begin, line
 
 
 def _piece(raw: str, place: int, quote: str, before: str) -> str:
-    """The next letters that belong together: an escape, a comment, the head of a here-document, or one letter."""
+    """The next letters that belong together: an escape, a comment, arithmetic, the head of a here-document, or one letter."""
     letter = raw[place]
     if letter == "\\" and quote != "'":
         return raw[place : place + 2]
@@ -126,6 +145,8 @@ def _piece(raw: str, place: int, quote: str, before: str) -> str:
         return letter
     if letter == "#" and _begins_word(before):
         return raw[place : raw.index("\n", place)]
+    if letter == "(" and (found := ARITHMETIC.match(raw, place)):
+        return found[0]
     if raw.startswith("<<", place) and not raw.startswith("<<<", place) and (found := HEREDOC.match(raw, place)):
         return found[0]
     return raw[place : place + 3] if raw.startswith("<<<", place) else letter

@@ -24,6 +24,7 @@ ORDER = [
     "doctor",
     "examine",
     "shell",
+    "traps",
     "rules",
     "lint",
     "plans",

@@ -69,20 +69,35 @@ CASES = {  # rule -> scripts that have the mistake, scripts that have not
         ],
     ),
     "deaf-trap": (
-        ["trap save USR1\nsrun python x.py", "trap 'x' TERM\nsrun torchrun x.py || exit 1"],
+        [
+            "trap save USR1\nsrun python x.py",
+            "trap 'x' TERM\nsrun torchrun x.py || exit 1",
+            "h() { touch stop; }\ntrap -- h 10\nsrun python x.py",
+            "trap 'cp -r /tmp/out . && rm -r /tmp/out' TERM\nsrun python x.py",
+        ],
         [
             f"trap save USR1\nsrun python x.py &\n{LOOP}",
             "trap clean EXIT\nsrun python x.py",
             "trap save USR1\nhead=$(srun -N1 hostname)",
             "trap '' TERM\nsrun python x.py",
+            "trap 'kill -TERM $monitor' EXIT\nsrun python x.py",
+            "trap 'rm -rf /tmp/TERM' EXIT\nsrun python x.py",
+            "clean() {\n  rm -r /tmp/x\n  exit 1\n}\ntrap clean EXIT INT TERM\nsrun python x.py",
+            "clean() { rm -r /tmp/x; }\ntrap clean SIGTERM\nsrun python x.py",
+            f"h() {{ srun python save.py; }}\ntrap h USR1\nsrun python x.py &\n{LOOP}",
         ],
     ),
     "waits-once": (
-        ["trap save USR1\nsrun python x.py &\nwait"],
+        ["trap save USR1\nsrun python x.py &\nwait", "h() { kill -USR1 $p; }\ntrap h USR1\nsrun python x.py & p=$!\nwait $p"],
         [
             f"trap save USR1\nsrun python x.py &\n{LOOP}\nwait",
             "trap 'scontrol requeue $SLURM_JOB_ID' USR1\nsrun python x.py &\nwait",
             "srun python x.py &\nwait",
+            "h() {\n  kill -USR1 $p\n  wait $p\n}\ntrap h USR1\nsrun python x.py &\np=$!\nwait $p",
+            "function h { save; }\nsave() { kill $p; wait $p; }\ntrap h TERM\nsrun python x.py & p=$!\nwait $p",
+            "trap 'kill -USR1 $p; wait $p' USR1\nsrun python x.py & p=$!\nwait $p",
+            "trap save USR1\nsrun python x.py & p=$!\nwait $p\nwait $p",
+            "trap 'rm -r /tmp/x' TERM\nsrun python x.py &\nwait",
         ],
     ),
     "shell-between": (
@@ -201,10 +216,28 @@ def test_the_line_is_the_one_that_an_editor_shows() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["echo $#; MASTER_PORT=29500", "x=${a#b} MASTER_PORT=29500", "((a = 1 << 2)); MASTER_PORT=29500", "cat <<<'a' # '\nMASTER_PORT=29500"],
+    [
+        "echo $#; MASTER_PORT=29500",
+        "x=${a#b} MASTER_PORT=29500",
+        "((a = 1 << 2)); MASTER_PORT=29500",
+        "cat <<<'a' # '\nMASTER_PORT=29500",
+        "a=$((1 << n))\nMASTER_PORT=29500\nn\n",
+        "if (( (x + f(2)) << n )); then a=1; fi\nMASTER_PORT=29500\nn\n",
+        'let "x = 1 << n"\nMASTER_PORT=29500\nn\n',
+        "let x=1<<n\nMASTER_PORT=29500",
+        "read -r a <<< EOF\nMASTER_PORT=29500\nEOF\n",
+        "read -r a <<<EOF\nMASTER_PORT=29500\nEOF\n",
+    ],
 )
 def test_what_only_looks_like_a_comment_or_a_here_document_hides_nothing(line: str) -> None:
     assert "port-29500" in names(line)
+
+
+@pytest.mark.parametrize("end", ["'END OF IT'", '"a-b"', "\\EOF", "-EOF", "!", "2"])
+def test_a_here_document_may_end_in_any_word(end: str) -> None:
+    last = end.strip("'\"\\-")
+    assert names(f"cat <<{end}\nMASTER_PORT=29500\n{last}\ntrue\n") == set()
+    assert names(f"cat <<{end}\n{last}\nMASTER_PORT=29500\n") == {"port-29500"}
 
 
 def test_the_background_is_told_from_and_and_from_redirections() -> None:
