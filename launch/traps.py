@@ -36,6 +36,17 @@ def handlers(script: Script) -> set[Command]:
     return {command for trap in traps(script) for command in trap.does}
 
 
+def heard(script: Script, signal: str) -> bool:
+    """Whether any trap, also one that ignores it, is for that signal, as far as its name can be read."""
+    names = {word for command in script.running("trap") for word in command.text.split()[1:]}
+    return any("$" in name or _plain(name) == _plain(signal) for name in names)
+
+
+def _plain(signal: str) -> str:
+    name = signal.strip("\"'").upper().removeprefix("SIG")
+    return NUMBERS.get(name, name)
+
+
 def _trap(script: Script, command: Command) -> Trap | None:
     try:
         words = shlex.split(command.text, comments=True)
@@ -45,7 +56,7 @@ def _trap(script: Script, command: Command) -> Trap | None:
     action, *named = after or [""]
     if not action or action.startswith("-"):
         return None
-    signals = frozenset(NUMBERS.get(name, name.upper().removeprefix("SIG")) for name in named)
+    signals = frozenset(map(_plain, named))
     return Trap(command.line, signals, tuple(_run(script, read(action).commands, ())))
 
 

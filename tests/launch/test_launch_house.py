@@ -26,6 +26,7 @@ ORDER = [
     "shell",
     "traps",
     "rules",
+    "launchers",
     "lint",
     "plans",
     "visits",
