@@ -88,13 +88,13 @@ def _run(run: RunDir, job: Job | None) -> list[str]:
 
 
 def _progress(run: RunDir) -> list[str]:
-    found = read_rows(run.metrics)
-    last = {row["kind"]: row for row in found}
+    whole = [row for row in read_rows(run.metrics) if isinstance(row, dict) and isinstance(row.get("epoch"), int | float)]
+    last = {row.get("kind"): row for row in whole}
     total = read_json(run.path / "plan.json").get("total_steps", "?")
     lines = []
     for row in last.values():
         scores = [f"{name} {value:.4g}" for name, value in row.items() if isinstance(value, int | float) and "/" in name]
-        lines.append(f"step {row['step']} of {total}, epoch {row['epoch']:.2f}: {'  '.join(scores[:6])}")
+        lines.append(f"step {row.get('step')} of {total}, epoch {row['epoch']:.2f}: {'  '.join(scores[:6])}")
     return [*lines, f"last checkpoint: step {run.saved_step}" if run.saved_step else "no checkpoint yet"]
 
 

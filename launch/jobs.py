@@ -189,5 +189,5 @@ def _accounted(number: str, env: Mapping[str, str]) -> Job | None:
 
 def _refused(answer: Answer, doing: str | None = None) -> ConfigError | MachineError:
     why = queue.refusal(answer.err or answer.out)
-    sentence = f"{doing}: {why.sentence}" if doing else why.sentence
+    sentence = f"{doing}: {why.sentence.removeprefix(queue.REFUSED)}" if doing else why.sentence
     return ConfigError(sentence) if why.mended_by_user else MachineError(sentence)

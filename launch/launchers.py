@@ -59,8 +59,8 @@ def usr1_to_torchrun(script: Script) -> Lines:
     forwards = re.compile(r"\b(kill|scancel)\b.*(-|--signal[=\s]|-s\s*)(SIG)?USR[12]\b")
     forwarded = any(forwards.search(command.text) for command in handlers(script))
     if sent or forwarded:
-        started = steps(script) if sent else launchers(script)
-        yield from (c.line for c in started if TORCHRUN.search(c.text) and not re.search(r"signals[-_]to[-_]handle", c.text))
+        started = launchers(script) if forwarded or steps(script) else []
+        yield from (c.line for c in started if not re.search(r"signals[-_]to[-_]handle", c.text))
 
 
 def worlds_per_node(script: Script) -> Lines:
@@ -86,7 +86,7 @@ def killed_while_saving(script: Script) -> Lines:
 
 def short_shutdown(script: Script) -> Lines:
     if signals(script) and not re.search(r"PET_SHUTDOWN_TIMEOUT|--shutdown[-_]timeout", script.text):
-        yield from (command.line for command in steps(script) if TORCHRUN.search(command.text))
+        yield from (command.line for command in launchers(script))
 
 
 def number(script: Script, command: Command, name: str, short: str) -> int | None:

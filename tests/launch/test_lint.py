@@ -212,7 +212,7 @@ CASES = {  # rule -> scripts that have the mistake, scripts that have not
         ["trap save USR1\nsrun --kill-on-bad-exit=0 torchrun x.py &", "srun -K torchrun x.py", "trap save USR1\nsrun -K python x.py &"],
     ),
     "short-shutdown": (
-        ["#SBATCH --signal=B:USR1@600\nsrun torchrun x.py"],
+        ["#SBATCH --signal=B:USR1@600\nsrun torchrun x.py", "trap 'kill $p' TERM\napptainer exec a.sif torchrun x.py &\np=$!\nwait"],
         ["#SBATCH --signal=B:USR1@600\nexport PET_SHUTDOWN_TIMEOUT=600\nsrun torchrun x.py", "srun torchrun x.py"],
     ),
     "gpu-bind": (

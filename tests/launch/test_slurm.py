@@ -337,6 +337,14 @@ def test_the_state_of_a_job_that_slurm_forgot_is_told_from_the_folder(config: Pa
     assert lines[-1].strip() == "it has not begun yet"
 
 
+def test_rows_of_metrics_that_are_none_are_passed_over(config: Path) -> None:
+    run = rundir.create(settings(config))
+    (run.path / "attempts" / "1").mkdir()
+    run.metrics.write_text('{"a": 1}\n[]\n{"epoch": "x"}\n{"step": 3, "kind": "train", "epoch": 0.5, "train/loss": 2.0}\n')
+    told = " ".join(follow.status(Found(run)))
+    assert "step 3 of ?, epoch 0.50: train/loss 2" in told
+
+
 def test_a_rank_s_lines_are_found_in_its_attempt_and_drive_no_terminal(config: Path) -> None:
     run = rundir.create(settings(config))
     for attempt, rank, text in ((1, 3, "old"), (2, 3, "new\x1b[2J\n10%\r20%\r"), (2, 4, "other")):
