@@ -21,11 +21,12 @@ OURS = {  # a flag of sbatch -> what decides it instead
     "--open-mode": "slurm/finetune.sh: a second start appends to the log of the first",
     "--clusters": "the variable SLURM_CLUSTERS, which Slurm's other commands heed as well",
     "--wait": "sft-launch, which does not wait: slurm status and logs follow a job",
+    **dict.fromkeys(("--help", "--usage", "--version"), "with it sbatch only prints, and submits nothing: ask sbatch itself"),
     "--parsable": "sft-launch",
     "--test-only": "sft-launch: --dry-run",
 }
 SHORT = {"N": "--nodes", "t": "--time", "J": "--job-name", "o": "--output", "e": "--error", "D": "--chdir", "a": "--array", "n": "--ntasks"}
-SHORT |= {"M": "--clusters", "W": "--wait", "d": "--dependency", "G": "--gpus"}
+SHORT |= {"M": "--clusters", "W": "--wait", "d": "--dependency", "G": "--gpus", "h": "--help", "u": "--usage", "V": "--version"}
 BARE = "hHIkOQsuvVW"
 """Short flags without a value, which may stand together with the next one: -HN2."""
 WHOLE = ("--gpus",)

@@ -82,7 +82,20 @@ def test_control_characters_are_refused_wherever_they_stand(value: str) -> None:
     "flag",
     [
         *("--nodes=3", "-N3", "--export=NONE", "-o/tmp/x", "--job-name=y", "--ntasks=8", "--gpus-per-task=1", "--wrap=ls", "-Mother"),
-        *("--arr=0-3", "--node=3", "--expo=NIL", "--open=truncate", "--clust=other", "--wai", "--error=/tmp/e", "-Ha0-3", "-QvN2", "-W"),
+        *(
+            "--arr=0-3",
+            "--node=3",
+            "--expo=NIL",
+            "--open=truncate",
+            "--clust=other",
+            "--wai",
+            "--error=/tmp/e",
+            "-Ha0-3",
+            "-QvN2",
+            "-W",
+            "-V",
+            "--usage",
+        ),
     ],
 )
 def test_flags_that_the_launcher_decides_are_refused_with_what_decides_them(flag: str) -> None:
