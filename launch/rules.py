@@ -95,7 +95,8 @@ def work(script: Script) -> list[Command]:
     alone = [
         c for c in done(script) if c.program in ("torchrun", "accelerate") or (c.program.startswith("python") and TRAINS.search(c.text))
     ]
-    return [command for command in steps(script) or alone if command not in handlers(script)]
+    later = handlers(script)
+    return [command for command in steps(script) or alone if command not in later]
 
 
 def deaf_trap(script: Script) -> Lines:
@@ -105,9 +106,11 @@ def deaf_trap(script: Script) -> Lines:
 
 
 def waits_once(script: Script) -> Lines:
-    ends_well = any(command.program in ("wait", "sbatch") or REQUEUE.search(command.text) for command in handlers(script))
-    looped = re.search(r"(^|\n)\s*(while|until)\b[\s\S]*?\bwait\b", script.text)
-    waits = [command for command in script.running("wait") if command not in handlers(script)]
+    later = handlers(script)
+    ends_well = any(command.program in ("wait", "sbatch") or REQUEUE.search(command.text) for command in later)
+    first_loop = next((index for index, c in enumerate(script.commands) if re.match(r"(while|until)\b", c.text)), len(script.commands))
+    looped = any(re.search(r"\bwait\b", command.text) for command in script.commands[first_loop:])
+    waits = [command for command in script.running("wait") if command not in later]
     once = waits and [command.text for command in waits].count(waits[0].text) == 1
     if traps(script) and any(command.background for command in work(script)) and once and not looped and not ends_well:
         yield waits[0].line
@@ -143,12 +146,12 @@ def no_overlap(script: Script) -> Lines:
     apart = r"--(overlap|exact|exclusive|oversubscribe|nodelist|relative)\b|(?<!\S)-[swr]"
     shares = re.compile(rf"{apart}|--(nodes|ntasks)\b|(?<!\S)-[Nn]")
     whole = re.compile(rf"^(?!.*({apart}|--(nodes|ntasks)[=\s]+1\b|(?<!\S)-[Nn]\s*1\b))", re.DOTALL)
-    running = False
+    running, later, training = False, handlers(script), set(steps(script))
     for command in script.commands:
         if command.program == "srun":
-            if running and not command.background and not shares.search(command.own) and command not in handlers(script):
+            if running and not command.background and not shares.search(command.own) and command not in later:
                 yield command.line
-            running = running or (command.background and command in steps(script) and whole.search(command.own) is not None)
+            running = running or (command.background and command in training and whole.search(command.own) is not None)
         running = running and command.program != "wait"
 
 

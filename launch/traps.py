@@ -57,11 +57,16 @@ def _trap(script: Script, command: Command) -> Trap | None:
     if not action or action.startswith("-"):
         return None
     signals = frozenset(map(_plain, named))
-    return Trap(command.line, signals, tuple(_run(script, read(action).commands, ())))
+    return Trap(command.line, signals, tuple(_run(script, read(action).commands, set())))
 
 
-def _run(script: Script, commands: Iterable[Command], within: tuple[str, ...]) -> Iterator[Command]:
-    """Commands, and in the place of a function's name what it does."""
+def _run(script: Script, commands: Iterable[Command], seen: set[str]) -> Iterator[Command]:
+    """Commands, and in the place of a function's name what it does, once for each function."""
     for command in commands:
-        body = () if command.program in within else script.function(command.program)
-        yield from _run(script, body, (*within, command.program)) if body else (command,)
+        if command.program in seen:
+            continue
+        if body := script.function(command.program):
+            seen.add(command.program)
+            yield from _run(script, body, seen)
+        else:
+            yield command

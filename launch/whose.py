@@ -10,7 +10,7 @@ from typing import Any
 from launch import flags, jobs, queue, slurm
 from launch.jobs import NUMBER, Job
 from sft_dist import attempts
-from sft_dist.errors import ConfigError
+from sft_dist.errors import ConfigError, MachineError
 from sft_dist.rundir import RunDir, read_json
 
 
@@ -148,6 +148,8 @@ def _unnumbered(run: RunDir, env: Mapping[str, str]) -> str | None:
     """The job of a submission that was cut off before its number was written down: the one in the queue that makes this run."""
     name = read_json(run.path / "job.json").get("name")
     answer = jobs.ask(["squeue", "--me", "--noheader", "--format=%A", f"--name={name}"], env)
+    if answer.code:
+        raise MachineError(f"squeue does not answer: {answer.err.strip()}")
     numbers = sorted({int(number) for number in answer.out.split() if number.isdecimal()}, reverse=True)
     waiting = [job for number in numbers if (job := jobs.look(str(number), env))]
     return next((job.number for job in waiting if job.run and _same(job, run, {})), None)

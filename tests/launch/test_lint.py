@@ -326,6 +326,11 @@ def test_no_text_makes_it_fail(text: str) -> None:
     assert all(1 <= mistake.line <= text.count("\n") + 1 for mistake in lint(text))
 
 
+def test_a_script_of_functions_that_call_each_other_is_read_in_a_moment() -> None:
+    text = "".join(f"f{i}() {{ f{i + 1}; f{i + 1}; f0; }}\n" for i in range(60))
+    assert names(text + "f60() { save; }\ntrap f0 USR1\nsrun python x.py\n" + "while true\n" * 2000) == {"deaf-trap"}
+
+
 def test_exit_codes_and_json(tmp_path: Path) -> None:
     script = tmp_path / "job.sh"
     script.write_text("export MASTER_PORT=29500\n")
