@@ -7,15 +7,20 @@ from typing import Any
 from launch.symptoms import ALONE, TOGETHER, Finding, Report, rate, size
 from launch.words import plain
 
+HOST = 24
+
 
 def findings(reports: Sequence[Report]) -> list[Finding]:
     """All that is wrong or worth a word, by check and node."""
-    here = [report for report in reports if report.came]
+    came = [report for report in reports if report.came]
+    here = [report for report in came if report.software]
     lost = [
         Finding("reach", report.node, "did not come to the head; is it up, and can it reach that address?")
         for report in reports
         if not report.came
     ]
+    lost += [Finding("answer", report.node, report.silent) for report in reports if report.silent]
+    lost += [Finding(told.partition(":")[0], report.node, told) for report in came for told in report.problems]
     alone = [finding for check in ALONE for report in here for finding in check(report)]
     return lost + [finding for check in TOGETHER for finding in check(here)] + alone
 
@@ -63,12 +68,17 @@ def exit_code(found: Sequence[Finding]) -> int:
 
 
 def _row(report: Report) -> list[str]:
-    if not report.came:
-        return [str(report.node), report.host, *["-"] * 8]
+    if not report.software:
+        return [str(report.node), _short(report.host), *["-"] * 8]
     speeds = [rate(report.rates[name]) if name in report.rates else "-" for name in ("gloo", "nccl")]
-    clock = f"{report.offset_s * 1000:+.0f} ms"
+    clock = "-" if report.offset_s is None else f"{report.offset_s * 1000:+.0f} ms"
     amounts = [str(report.processors), str(report.gpus), size(report.free_bytes), size(report.shm_bytes)]
-    return [str(report.node), report.host, *amounts, clock, *speeds, report.software.get("code", "-")]
+    return [str(report.node), _short(report.host), *amounts, clock, *speeds, report.software.get("code", "-")]
+
+
+def _short(host: str) -> str:
+    """For the table; the lines below it have the whole name."""
+    return host if len(host) <= HOST else f"{host[: HOST - 2]}.."
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
