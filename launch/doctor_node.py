@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _visit(place: Place, told: argparse.Namespace) -> int:
     """Every step ends with an exchange of what the nodes know by now, so that whoever falls silent takes nothing with it."""
-    ward = meet(place, told.token, told.patience, told.limit)
+    ward = meet(place, examine.host(os.environ), told.token, told.patience, told.limit)
     try:
         report = _looked(ward, place, told)
         report = _named(ward, report)
@@ -126,7 +126,7 @@ def _bounded(limit_s: float, step: str, action: Callable[[], Result], problems: 
     try:
         return within(limit_s, action)
     except LateError as error:
-        problems.append(f"hangs: {error} while {step}")
+        problems.append(f"hangs: {error} while {step}; try the same there by hand (ls, df, nvidia-smi)")
         return None
 
 
@@ -207,7 +207,8 @@ def _judge(ward: Ward, place: Place, as_json: bool) -> int:
     names = examine.hosts(os.environ)
     reports = []
     for node in range(place.nodes):
-        last = ward.known.get(node, Report(node, names[node] if node < len(names) else "?", came=node in ward.silent))
+        name = ward.hosts.get(node) or (names[node] if node < len(names) else "?")
+        last = ward.known.get(node, Report(node, name, came=node in ward.hosts))
         reports.append(replace(last, silent=ward.silent.get(node, "")))
     found = doctor.findings(reports)
     if ward.node == min(ward.present, default=ward.node):

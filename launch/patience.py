@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Never, TypeVar
 
 Result = TypeVar("Result")
 
@@ -34,8 +34,8 @@ def _outcome(action: Callable[[], Result]) -> Callable[[], Result]:
     return lambda: result
 
 
-def _raiser(error: BaseException) -> Callable[[], Result]:
-    def again() -> Result:
+def _raiser(error: BaseException) -> Callable[[], Never]:
+    def again() -> Never:
         raise error
 
     return again

@@ -10,6 +10,7 @@ GIB = 2**30
 LITTLE_DISK, LITTLE_SHM, FEW_INODES = 1 * GIB, 1 * GIB, 10_000
 CLOCKS_S = 2.0
 """The failure screen takes what lies further apart than this for cause and consequence."""
+NAMED = 3  # nodes in one line
 SLOW = 1 / 3
 """Of the median: a node below this makes all the others wait."""
 
@@ -78,22 +79,24 @@ def of_json(told: Mapping[str, Any]) -> Report:
 
 def _software(here: Sequence[Report]) -> list[Finding]:
     names = dict.fromkeys(name for report in here for name in report.software)
-    return [finding for name in names for finding in _odd(here, name, [report.software.get(name, "absent") for report in here])]
+    mend = dict.fromkeys(names, "use one environment that all nodes see") | {"code": "use one repository that all nodes see"}
+    return [finding for name in names for finding in _odd(here, name, [report.software.get(name, "absent") for report in here], mend[name])]
 
 
 def _gpus(here: Sequence[Report]) -> list[Finding]:
     counts, drivers = [str(report.gpus) for report in here], [report.driver or "absent" for report in here]
-    return [*_odd(here, "GPUs", counts), *_odd(here, "GPU driver", drivers)]
+    look = "look there with nvidia-smi"
+    return [*_odd(here, "GPUs", counts, f"{look}, and at CUDA_VISIBLE_DEVICES"), *_odd(here, "GPU driver", drivers, look)]
 
 
-def _odd(here: Sequence[Report], check: str, values: Sequence[str]) -> list[Finding]:
-    """Nodes that have another value than most; where two values are as common, than the first node's."""
+def _odd(here: Sequence[Report], check: str, values: Sequence[str], mend: str) -> list[Finding]:
+    """Nodes that have another value than most; where two values are as common, than the first node's. mend: what to do about it."""
     usual = max(values, key=Counter(values).__getitem__, default="")
     return [
         Finding(
             check,
             report.node,
-            f"{check} {value}, but {usual} on node {(first := here[values.index(usual)]).node} ({first.host})",
+            f"{check} {value}, but {usual} on node {(first := here[values.index(usual)]).node} ({first.host}): {mend}",
             compared=True,
         )
         for report, value in zip(here, values, strict=True)
@@ -116,7 +119,7 @@ def _seen(here: Sequence[Report]) -> list[Finding]:
     for report in writers:
         apart = [other for other in writers if other.node != report.node and other not in groups[report.node]]
         if apart and (nobody or report.node not in shared):
-            told = f"does not share {report.folder} with {_nodes(apart)}: mount the same file system there, or choose another run.dir"
+            told = f"does not share {report.folder} with {nodes(apart)}: mount the same file system there, or choose another run.dir"
             found.append(Finding("shared folder", report.node, told, compared=nobody))
     return found
 
@@ -148,7 +151,7 @@ def _rates(here: Sequence[Report]) -> list[Finding]:
         usual = statistics.median(each for _, each in rated)
         for node, each in rated:
             if len(rated) > 2 and each < SLOW * usual:
-                told = f"{backend} all-reduce at {rate(each)}, the median is {rate(usual)}: all others would wait for it"
+                told = f"{backend} all-reduce at {rate(each)}, the median is {rate(usual)}: all others would wait for its network link"
                 found.append(Finding(f"{backend} speed", node, told, compared=True))
     return found
 
@@ -156,10 +159,10 @@ def _rates(here: Sequence[Report]) -> list[Finding]:
 def _disk(report: Report) -> list[Finding]:
     found = []
     if report.free_bytes < LITTLE_DISK:
-        told = f"{size(report.free_bytes)} free in {report.folder}; a run needs {size(LITTLE_DISK)} at least"
+        told = f"{size(report.free_bytes)} free in {report.folder}; a run needs {size(LITTLE_DISK)} at least: make room, or choose another run.dir"
         found.append(Finding("disk", report.node, told))
     if report.free_inodes is not None and report.free_inodes < FEW_INODES:
-        told = f"{report.free_inodes} inodes free in {report.folder}: no more files can be made, whatever space there is"
+        told = f"{report.free_inodes} inodes free in {report.folder}: no more files can be made, whatever space there is: delete some, or choose another run.dir"
         found.append(Finding("inodes", report.node, told))
     return found
 
@@ -184,8 +187,9 @@ def _processors(report: Report) -> list[Finding]:
 
 def _devices(report: Report) -> list[Finding]:
     if report.gpus and not report.driver:
-        return [Finding("driver", report.node, f"{report.gpus} GPUs in /dev, but no driver in /proc/driver/nvidia")]
-    return [Finding("no GPU", report.node, "device: cuda, but there is no GPU")] if report.wanted_gpu and not report.gpus else []
+        return [Finding("driver", report.node, f"{report.gpus} GPUs in /dev, but no driver in /proc/driver/nvidia: load it")]
+    told = "device: cuda, but this node has no GPU, or none for this job (--gpus-per-node, CUDA_VISIBLE_DEVICES)"
+    return [Finding("no GPU", report.node, told)] if report.wanted_gpu and not report.gpus else []
 
 
 def _names(report: Report) -> list[Finding]:
@@ -199,8 +203,10 @@ def _names(report: Report) -> list[Finding]:
     return found
 
 
-def _nodes(reports: Sequence[Report]) -> str:
-    return f"node{'s' * (len(reports) != 1)} {', '.join(f'{report.node} ({report.host})' for report in reports)}"
+def nodes(reports: Sequence[Report]) -> str:
+    named = [f"{report.node} ({report.host})" for report in reports[:NAMED]]
+    more = [f"{len(reports) - NAMED} more"] if len(reports) > NAMED else []
+    return f"node{'s' * (len(reports) != 1)} {', '.join([*named, *more])}"
 
 
 def size(amount: float) -> str:

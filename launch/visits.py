@@ -17,7 +17,7 @@ from launch.patience import LateError, within
 from launch.software import REPOSITORY
 from sft_dist.errors import ConfigError, MachineError
 
-PARTING_S = 10.0
+PARTING_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def node_command(visit: Visit) -> list[str]:
     token = ["--token", visit.token] if visit.token else []
     workers = [] if visit.workers is None else ["--workers", str(visit.workers)]
     flags = [*(["--gpu"] if visit.gpu else []), *(["--json"] if visit.as_json else [])]
-    return [sys.executable, "-P", "-m", "launch.doctor_node", *where, *token, "--procs", str(visit.procs), *workers, *flags]
+    return [sys.executable, "-P", "-m", "launch.doctor_node", *where, "--procs", str(visit.procs), *workers, *flags, *token]
 
 
 def start(visit: Visit, lines: list[list[str]], env: Mapping[str, str]) -> int:

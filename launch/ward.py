@@ -4,7 +4,6 @@ import json
 import secrets
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 
 from torch.distributed import DistError, Store  # type: ignore[attr-defined]
@@ -28,12 +27,13 @@ class Ward:
     """The nodes that came and still answer, and the last that each of them told.
 
     limit_s: how long a node may take for a step. present: in their order; it shrinks, on all nodes alike, by the head's word.
-    known: node -> its last report. silent: node -> since when, in words.
+    hosts: node -> what it called itself when it came. known: node -> its last report. silent: node -> since when, in words.
     """
 
     def __init__(self, store: Store, node: int, limit_s: float) -> None:
         self.store, self.node, self.limit_s = store, node, limit_s
         self.present: tuple[int, ...] = ()
+        self.hosts: dict[int, str] = {}
         self.token = ""
         self.known: dict[int, Report] = {}
         self.silent: dict[int, str] = {}
@@ -45,6 +45,7 @@ class Ward:
         more_s: what this step may take longer than others. Raises HeadLostError, and InfrastructureError on a node that was left out.
         """
         wait_s = self.limit_s + SLACK_S + more_s
+        self.known[self.node] = report
         self._write(f"{step}/{self.node}", json.dumps(asdict(report)), step)
         if self.node == 0:
             owing = self._awaited(step, wait_s)
@@ -124,10 +125,10 @@ class Ward:
             time.sleep(0.0005)
 
 
-def meet(place: Place, token: str, patience_s: float, limit_s: float) -> Ward:
+def meet(place: Place, host: str, token: str, patience_s: float, limit_s: float) -> Ward:
     """Meet at the head; who has not come when its patience ends is left behind.
 
-    token: what the nodes call their notes by; the head chooses one where it is empty.
+    host: what this node is called. token: what the nodes call their notes by; the head chooses one where it is empty.
     """
     deadline = time.monotonic() + patience_s
     wait_s = patience_s + limit_s
@@ -138,15 +139,16 @@ def meet(place: Place, token: str, patience_s: float, limit_s: float) -> Ward:
             ward = Ward(within(wait_s, lambda: gang.reach(place, deadline, _say)), place.index, limit_s)
         except LateError as error:
             raise InfrastructureError(f"{error} from the head at {place.head}:{place.port}: its process hangs") from error
-    ward.store.set(f"come/{place.index}", "1")
+    ward.store.set(f"come/{place.index}", host)
     if place.index == 0:
         ward.present = tuple(range(place.nodes))
         away = ward._awaited("come", max(0.0, deadline - time.monotonic()))
-        came: Sequence[int] = [node for node in range(place.nodes) if node not in away]
+        came = {node: ward.store.get(f"come/{node}").decode() for node in range(place.nodes) if node not in away}
         ward.store.set("present", json.dumps([came, token or secrets.token_hex(8)]))
-    came, ward.token = json.loads(ward.read("present", "waiting for all nodes to come", wait_s))
+    told, ward.token = json.loads(ward.read("present", "waiting for all nodes to come", wait_s))
     ward.heard = time.monotonic()
-    ward.present = tuple(came)
+    ward.hosts = {int(node): name for node, name in told.items()}
+    ward.present = tuple(ward.hosts)
     if place.index not in ward.present:
         raise InfrastructureError(f"node {place.index} came too late: the head had waited {patience_s:.0f} s")
     return ward
