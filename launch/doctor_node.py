@@ -139,7 +139,7 @@ def _reduced(ward: Ward, report: Report) -> None:
         while size != len(ward.present):
             size = len(ward.present)
             problems: list[str] = []
-            step = f"reducing by {backend} over {size} node{'s' * (size != 1)}"
+            step = f"reducing by {backend} over {_counted(size)}"
             more_s = ward.limit_s + 2 * size  # each wait in it is bounded by one limit; who fails at once waits for those that wait
             rates = _bounded(ward.limit_s + more_s, step, lambda: _reduce(ward, backend, device, problems), problems) or {}  # noqa: B023
             told = replace(report, rates={**report.rates, **rates}, problems=[*report.problems, *problems])
@@ -165,7 +165,7 @@ def _reduce(ward: Ward, backend: str, device: torch.device, problems: list[str])
             everyone = torch.ones(FLOATS, device=device)
             dist.all_reduce(everyone)
             if float(everyone[-1]) != size:
-                problems.append(f"{backend}: an all-reduce of ones over {size} nodes gave {float(everyone[-1])}")
+                problems.append(f"{backend}: an all-reduce of ones over {_counted(size)} gave {float(everyone[-1])}")
                 return {}
             speeds = []
             for pair in sorted({tuple(sorted((one, (one + 1) % size))) for one in range(size) if size > 1}):
@@ -177,6 +177,10 @@ def _reduce(ward: Ward, backend: str, device: torch.device, problems: list[str])
         problems.append(f"{backend}: {(str(error).splitlines() or ['failed'])[0]}")
         return {}
     return {backend: max(speeds)} if speeds else {}
+
+
+def _counted(number: int) -> str:
+    return f"{number} node{'s' * (number != 1)}"
 
 
 @contextlib.contextmanager

@@ -1,9 +1,12 @@
 """The doctor's word on the nodes: pinned over reports as nodes give them, and on two nodes that this machine stands for."""
 
+import importlib.metadata
 import json
 import os
+import platform
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -210,6 +213,20 @@ def test_a_note_is_seen_only_by_its_whole_content(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_looking_tells_what_this_machine_has(tmp_path: Path) -> None:
+    report = examine.look(0, tmp_path, 2, 3, True, {})
+    usage = os.statvfs(tmp_path)
+    assert abs(report.free_bytes - usage.f_bavail * usage.f_frsize) < GIB
+    assert report.free_inodes is not None
+    assert abs(report.free_inodes - usage.f_favail) < 10**5
+    assert report.shm_bytes == (shm := os.statvfs("/dev/shm")).f_blocks * shm.f_frsize
+    assert (report.processors, report.procs, report.workers, report.wanted_gpu) == (len(os.sched_getaffinity(0)), 2, 3, True)
+    assert report.software["python"] == platform.python_version()
+    assert report.software["torch"] == importlib.metadata.version("torch")
+    assert len(report.software["code"]) == 16
+    assert examine.unresolved(["localhost", "nowhere.invalid"]) == ["nowhere.invalid"]
+
+
 @pytest.mark.parametrize(("visible", "most"), [("", 0), ("-1", 0), ("0", 1)])
 def test_hidden_gpus_do_not_count(visible: str, most: int) -> None:
     assert examine.gpus({"CUDA_VISIBLE_DEVICES": visible}) <= most
@@ -233,11 +250,11 @@ STOPS = "os.kill(os.getpid(), signal.SIGSTOP)"
 FAULTS = {  # what a node's process does before it is examined, so that it hangs at a known place: in the kernel's hands, or asleep
     "stops looking": f"examine.look = lambda *_: {STOPS}",
     "sleeps looking": "examine.look = lambda *_: time.sleep(1000)",
+    "is odd": "socket.gethostname = lambda: 'nowhere.invalid'; time.time_ns = lambda now=time.time_ns: now() + 5 * 10**9",
+    "adds wrongly": "distributed.all_reduce = lambda tensor: tensor.mul_(3)",
     "stops reducing": f"distributed.all_reduce = lambda *_, **__: {STOPS}",
 }
-EXAMINED = (
-    "import os, signal, sys, time; from torch import distributed; from launch import doctor_node, examine; {}; sys.exit(doctor_node.main())"
-)
+EXAMINED = "import os, signal, socket, sys, time; from torch import distributed; from launch import doctor_node, examine; {}; sys.exit(doctor_node.main())"
 
 
 def begun(
@@ -290,7 +307,7 @@ def test_good_nodes_are_found_good_and_nothing_is_left_in_the_folder(tmp_path: P
 
 
 @pytest.mark.dist
-def test_a_node_with_other_code_and_another_folder_is_named_for_both_and_left_out_for_the_folder(tmp_path: Path) -> None:
+def test_a_node_with_other_code_folder_clock_and_name_is_named_for_each_and_left_out_for_the_folder(tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     for package in ("launch", "sft_dist"):
         shutil.copytree(REPOSITORY / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -298,12 +315,14 @@ def test_a_node_with_other_code_and_another_folder_is_named_for_both_and_left_ou
     shared, other = tmp_path / "shared", tmp_path / "other"
     shared.mkdir()
     other.mkdir()
-    codes, told, errors = examined(tmp_path, [REPOSITORY, copy], folders=[shared, other])
+    codes, told, errors = examined(tmp_path, [REPOSITORY, copy], faults=["", "is odd"], folders=[shared, other])
     assert codes == [78, 78], errors
     hashes = [line.split()[-1] for line in told[0].splitlines()[1:3]]
     assert hashes[0] != hashes[1]
     assert f"wrong: node 1 (n1): code {hashes[1]}, but {hashes[0]} on node 0 (n0)" in told[0]
     assert f"wrong: node 1 (n1): does not share {other} with node 0 (n0)" in told[0]
+    assert "wrong: node 1 (n1): its clock is +5.0 s off (known to " in told[0]
+    assert "remark: nodes 0 (n0), 1 (n1): cannot resolve nowhere.invalid" in told[0]
     assert "sbatch --exclude=n1\n" in told[0]
     assert (list(shared.iterdir()), list(other.iterdir())) == ([], [])
 
@@ -334,13 +353,29 @@ def test_a_head_that_stops_is_named_by_the_next_node(tmp_path: Path) -> None:
 
 
 @pytest.mark.dist
-def test_a_node_that_does_not_come_is_reported_and_a_taken_port_is_named(tmp_path: Path) -> None:
+def test_a_node_that_does_not_come_is_reported(tmp_path: Path) -> None:
     codes, told, errors = examined(tmp_path, [REPOSITORY], "--patience", "1")
     assert (codes, "wrong: node 1 (?): did not come: is it up" in told[0]) == ([78], True), errors
-    command = [sys.executable, "-P", "-m", "launch.doctor_node", "--head", "192.0.2.1", "--port", "23456", "--folder", str(tmp_path)]
-    refused = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, timeout=60)
-    assert refused.returncode == 78
-    assert "cannot listen on 192.0.2.1:23456" in refused.stderr
+
+
+@pytest.mark.dist
+def test_a_port_that_somebody_has_and_an_address_that_is_not_the_heads_are_named(tmp_path: Path) -> None:
+    with socket.socket() as somebody:
+        somebody.bind(("127.0.0.1", 0))
+        somebody.listen()
+        for head, port in (("127.0.0.1", somebody.getsockname()[1]), ("192.0.2.1", 23456)):
+            place = ["--head", head, "--port", str(port), "--folder", str(tmp_path)]
+            command = [sys.executable, "-P", "-m", "launch.doctor_node", *place]
+            refused = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, timeout=60)
+            assert refused.returncode == 78
+            assert f"cannot listen on {head}:{port}" in refused.stderr
+
+
+@pytest.mark.dist
+def test_an_all_reduce_with_a_wrong_sum_is_wrong(tmp_path: Path) -> None:
+    codes, told, errors = examined(tmp_path, [REPOSITORY], nodes=1, faults=["adds wrongly"])
+    assert codes == [78], errors
+    assert "wrong: node 0 (n0): gloo: an all-reduce of ones over 1 node gave 3.0" in told[0]
 
 
 def children(parent: int) -> list[int]:
