@@ -346,16 +346,18 @@ def test_nodes_that_stop_or_hang_are_named_with_where_and_the_others_say_what_th
 
 @pytest.mark.dist
 def test_a_head_that_stops_is_named_by_the_next_node(tmp_path: Path) -> None:
-    codes, told, errors = examined(tmp_path, [REPOSITORY] * 2, "--limit", "2", faults=["stops looking", "sleeps looking"])
+    codes, told, errors = examined(tmp_path, [REPOSITORY] * 2, "--limit", "1", faults=["stops looking", "sleeps looking"])
     assert codes[1] == 78, errors
-    assert "wrong: node 0 (n0): no answer within 10 s while looking at its devices and disks" in told[1]
-    assert "wrong: node 1 (n1): hangs: no answer within 2 s while looking at its devices and disks" in told[1]
+    assert "wrong: node 0 (n0): no answer within 8 s while looking at its devices and disks" in told[1]
+    assert "wrong: node 1 (n1): hangs: no answer within 1 s while looking at its devices and disks" in told[1]
 
 
 @pytest.mark.dist
-def test_a_node_that_does_not_come_is_reported(tmp_path: Path) -> None:
-    codes, told, errors = examined(tmp_path, [REPOSITORY], "--patience", "1")
+def test_a_node_that_does_not_come_and_a_starter_who_writes_elsewhere_are_reported(tmp_path: Path) -> None:
+    codes, told, errors = examined(tmp_path, [REPOSITORY], "--patience", "1", "--token", "0123456789abcdef")
     assert (codes, "wrong: node 1 (?): did not come: is it up" in told[0]) == ([78], True), errors
+    assert f"wrong: node 0 (n0): does not see in {tmp_path} what the machine has written there on which you typed this" in told[0]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.dist
