@@ -18,6 +18,8 @@ from launch.software import REPOSITORY
 from sft_dist.errors import ConfigError, MachineError
 
 PARTING_S = 5.0
+ALONE_S = 200.0
+"""How long a head may go on when all others have ended: it may still wait for them to come."""
 
 
 @dataclass(frozen=True)
@@ -113,10 +115,11 @@ def start(visit: Visit, lines: list[list[str]], env: Mapping[str, str]) -> int:
 
 
 def _wait(started: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Until the first has ended, which is the head, or all others have; and seconds more, as what is then still there hangs."""
-    while started[0].poll() is None and (len(started) == 1 or any(each.poll() is None for each in started[1:])):
+    """Until the first has ended, which is the head and has had the last word, or all others have; what is still there later hangs."""
+    head, others = started[0], started[1:]
+    while head.poll() is None and (not others or any(each.poll() is None for each in others)):
         time.sleep(0.1)
-    deadline = time.monotonic() + PARTING_S
+    deadline = time.monotonic() + (ALONE_S if head.poll() is None else PARTING_S)
     while any(each.poll() is None for each in started) and time.monotonic() < deadline:
         time.sleep(0.1)
 
