@@ -25,7 +25,7 @@ def test_the_nodes_of_an_allocation_are_examined_through_srun(cluster, home):
 def test_an_interrupt_ends_the_examination_on_all_nodes_and_not_the_job(cluster, home):
     asleep = home.path / "asleep"
     asleep.mkdir()
-    sleep = f"import os, time\nif node := os.environ.get('SLURM_NODEID') if 'SLURM_STEP_NUM_TASKS' in os.environ else None:\n"
+    sleep = "import os, time\nif node := os.environ.get('SLURM_NODEID') if 'SLURM_STEP_NUM_TASKS' in os.environ else None:\n"
     (asleep / "sitecustomize.py").write_text(f"{sleep}    open('{asleep}/node-' + node, 'w').close()\n    time.sleep(1000)\n")
     doctor = shlex.join(
         [
