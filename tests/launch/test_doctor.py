@@ -414,6 +414,11 @@ def test_what_still_runs_when_the_head_has_ended_is_ended_too(tmp_path: Path, mo
     assert not Path(f"/proc/{marker.read_text().strip()}").exists()
 
 
+def test_a_head_whose_nodes_have_ended_may_still_speak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(visits, "PARTING_S", 0.1)
+    assert visits.start(visits.Visit(2, tmp_path), [["sleep", "1"], ["true"]], {**os.environ}) == 0
+
+
 @pytest.mark.dist
 def test_a_folder_in_which_nobody_may_write_is_named(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "launch", "doctor", "configs/quickstart.yaml", "run.dir=/proc/runs"]
