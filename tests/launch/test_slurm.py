@@ -112,7 +112,9 @@ def test_a_signal_that_the_script_would_not_hear_is_refused(signal: str) -> None
     with pytest.raises(ConfigError, match=r"SBATCH_SIGNAL=.* in the environment: slurm/finetune.sh hears"):
         slurm.check(Wishes(), Path("/runs/x"), {"SBATCH_SIGNAL": signal.partition("=")[2]})
     slurm.check(
-        Wishes(others=("--signal=B:USR1@1800", "--sig=RB:sigterm@60", "--signal=B:USR2@60", "--signal=B:10")), Path("/runs/x"), {"SBATCH_SIGNAL": "B:TERM@90"}
+        Wishes(others=("--signal=B:USR1@1800", "--sig=RB:sigterm@60", "--signal=B:USR2@60", "--signal=B:10")),
+        Path("/runs/x"),
+        {"SBATCH_SIGNAL": "B:TERM@90"},
     )
 
 
