@@ -13,6 +13,8 @@ from launch.remote import READY
 
 BEAT_S = 15.0
 """The host takes a line for cut that says nothing for eight times as long (launch.remote)."""
+CLOSE_S = 5.0
+"""A master that ssh leaves behind (ControlPersist) holds on to stderr: it is not waited for."""
 
 
 class Line:
@@ -22,12 +24,11 @@ class Line:
         self.node, self.host, self.ready, self.dropped, self.last = node, host, False, False, ""
         self.message = json.dumps(message).encode() + b"\n"  # no newline in it: JSON escapes them
         # a session of its own: the terminal's ctrl-C is for the launcher, which tells the hosts
-        self.process = subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, start_new_session=True
-        )
-        self.beaten = time.monotonic()
-        streams = ((self.process.stdout, sys.stdout.buffer, True), (self.process.stderr, sys.stderr.buffer, False))
-        self.relays = [threading.Thread(target=self._relay, args=each, daemon=True) for each in streams]
+        self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+        assert self.process.stdin and self.process.stdout and self.process.stderr
+        self.input, self.beaten = self.process.stdin, time.monotonic()
+        self.streams = ((self.process.stdout, sys.stdout.buffer, True), (self.process.stderr, sys.stderr.buffer, False))
+        self.relays = [threading.Thread(target=self._relay, args=each, daemon=True) for each in self.streams]
         for relay in self.relays:
             relay.start()
 
@@ -44,7 +45,7 @@ class Line:
         """A signal's name for the host; where nothing was started yet, nothing shall be."""
         if self.ready:
             self._send(word.encode() + b"\n")
-        else:
+        elif self.code is None:
             self.dropped = True
             self.process.terminate()
 
@@ -57,13 +58,17 @@ class Line:
     def close(self) -> None:
         """Wait until all that was said is passed on."""
         self.process.wait()
-        for relay in self.relays:
-            relay.join(5)
+        for relay, (source, _, _) in zip(self.relays, self.streams, strict=True):
+            relay.join(CLOSE_S)
+            if not relay.is_alive():
+                source.close()
+        with suppress(OSError):
+            self.input.close()
 
     def _send(self, text: bytes) -> None:
-        assert self.process.stdin
         with suppress(OSError):  # ssh has ended, which is noticed by its exit code
-            self.process.stdin.write(text)
+            self.input.write(text)
+            self.input.flush()
 
     def _relay(self, source: IO[bytes], target: IO[bytes], opens: bool) -> None:
         for line in source:

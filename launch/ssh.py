@@ -29,10 +29,10 @@ THEIR_OWN = re.compile(  # what belongs to a machine or to a login there
     r"(HOME|USER|LOGNAME|SHELL|PWD|OLDPWD|SHLVL|_|MAIL|HOSTNAME|HOST|TERM|TERMINFO|TTY|DISPLAY|XAUTHORITY|TMPDIR|TMP|TEMP|LS_COLORS)"
     r"|(SSH|XDG|DBUS|SLURM|SLURMD|SBATCH|SRUN|TMUX|STY|BASH_FUNC)(_.*)?"
 )
-BARRED = re.compile(r"Permission denied|Host key verification failed|Bad owner or permissions")
+BARRED = re.compile(r"Permission denied|Host key verification failed|Bad owner or permissions|Name or service not known")
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 LOOK_S = 0.2
-TWICE_S = 5.0
+TWICE_S = 10.0
 """After a second interrupt the ranks get so long to say where they were."""
 OTHERS_S = 120.0
 """After one node has failed the others get so long to end by themselves."""
@@ -124,7 +124,7 @@ def start(launch: Launch, way: Way, env: Mapping[str, str]) -> int:
     lines = [Line(node, host, way.argv(node, launch.python), message(launch, way, node, env)) for node, host in enumerate(way.hosts)]
     hosts = Hosts(launch, lines)
     hosts.attend(asked)
-    return _screen(launch, hosts.verdict(), bool(hosts.never))
+    return _judged(launch, hosts)
 
 
 class Hosts:
@@ -229,14 +229,16 @@ def _record(launch: Launch, line: Line, code: int, told: str) -> None:
         attempts.write_failure(folder, failure, over=False)
 
 
-def _screen(launch: Launch, code: int, never: bool) -> int:
-    """The agent of node 0 tells how a run failed; where it was cut off before it could, or never began, somebody else has to."""
-    head = attempts.node_folder(launch.attempt, 0)
-    if code == 0 or ((head / "exit.json").exists() and not never):
+def _judged(launch: Launch, hosts: Hosts) -> int:
+    """The exit code; with the failure screen where the agent of node 0, which tells it, never began, or was cut off before it could."""
+    code = hosts.verdict()
+    told = (attempts.node_folder(launch.attempt, 0) / "exit.json").exists() and not hosts.never
+    if code == 0 or (told and not hosts.killed):
         return code
     run = RunDir(launch.attempt.parents[1])
     judged = why.look(run, int(launch.attempt.name), over=True)
-    _say("\n".join(why.screen(run, judged)))
+    if not told:
+        _say("\n".join(why.screen(run, judged)))
     return judged.code or code
 
 
