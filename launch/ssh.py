@@ -34,10 +34,8 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, sign
 LOOK_S = 0.2
 TWICE_S = 10.0
 """After a second interrupt the ranks get so long to say where they were."""
-OTHERS_S = 120.0
-"""After one node has failed the others get so long to end by themselves."""
-SAVE_S = 600.0
-"""After a line broke: its node saves and stops, if it lives, and takes the others along."""
+OTHERS_S = 600.0
+"""After one node has gone the others get so long to end by themselves: they may be saving what they have."""
 ANSWER_S = 15.0
 """A host gets so long to kill what it runs."""
 
@@ -176,7 +174,7 @@ class Hosts:
             self.deadline = min(self.deadline, time.monotonic() + limit_s)
 
     def _look_at(self, line: Line, code: int) -> None:
-        """One host is through; if it failed, the others have to end as well."""
+        """One host is through; if it failed, the others have to end as well: those that wait for it by being told, else by themselves."""
         if line.dropped and self.never:
             return
         if code != 0 and not attempts.node_folder(self.launch.attempt, line.node).is_dir():
@@ -184,14 +182,11 @@ class Hosts:
             _record(self.launch, line, self.never[line.node], told)
             _say(f"sft-launch: {told}")
             self._tell("SIGTERM")
-            self._within(OTHERS_S)
-        elif line.broken:
-            _say(
-                f"sft-launch: the line to {line.host} broke ({line.last or 'ssh said nothing'}): what runs there saves and stops, and the others with it"
-            )
+        elif line.broken and not self.killed:
+            told = line.last or "ssh said nothing"
+            _say(f"sft-launch: the line to {line.host} broke ({told}): what runs there saves and stops, and the others with it")
             self._tell("SIGTERM")
-            self._within(SAVE_S)
-        elif code != 0:
+        if code != 0:
             self._within(OTHERS_S)
 
     def _kill(self) -> None:

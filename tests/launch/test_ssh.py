@@ -296,6 +296,11 @@ def in_save(started: Started) -> Callable[[], bool]:
     return lambda: any(beat["phase"] == "save" for beat in started.ranks(1).values())
 
 
+def interrupt(started: Started) -> None:
+    """As a terminal does it: every process of the group gets the signal."""
+    os.killpg(started.process.pid, signal.SIGINT)
+
+
 class Eyes:
     """Looks at the command lines of all processes, again and again, as anybody on a machine can."""
 
@@ -343,7 +348,7 @@ def story(server: sshd.Sshd, folder: Path) -> Story:
     killed = ended(server, first)
     second = begin(server, folder, "story", PYTHONPATH=path)
     second.until_step(killed.saved() + 1, nodes=2)
-    os.kill(second.process.pid, signal.SIGINT)
+    interrupt(second)
     interrupted = ended(server, second)
     alone = start(folder, folder / "runs" / "alone", ["sft_dist", "train", "config.yaml", "run.name=alone"])
     done = ended(server, begin(server, folder, "story"))
@@ -390,9 +395,9 @@ def test_no_process_list_shows_a_secret_that_the_ranks_have(story: Story) -> Non
 def test_a_second_interrupt_ends_a_slow_save_on_all_hosts_within_seconds(server: sshd.Sshd, folder: Path) -> None:
     started = begin(server, folder, "twice", *LONG, PYTHONPATH=f"{REPOSITORY}:{slow_disk(folder / 'slow once more')}")
     started.until_step(2, nodes=2)
-    os.kill(started.process.pid, signal.SIGINT)
+    interrupt(started)
     started.until(in_save(started), "the save")
-    os.kill(started.process.pid, signal.SIGINT)
+    interrupt(started)
     asked = time.monotonic()
     found = ended(server, started)
     assert time.monotonic() - asked < 40
