@@ -21,7 +21,8 @@ SLOW = """import os, sys
 if "RANK" in os.environ:
     sys.path.insert(0, {faults!r})
     import injections
-    injections.inject(injections.Fault({fault!r}))
+    for step in range({steps}):
+        injections.inject(injections.Fault({fault!r}, step=step))
     sys.path.remove({faults!r})
 """
 
@@ -174,15 +175,15 @@ def listening(pids: set[int]) -> dict[str, set[str]]:
 
 def slow_disk(folder: Path) -> str:
     """A folder for PYTHONPATH: the ranks that find it there need two seconds more for each file of a checkpoint."""
-    return _faulty(folder, "the disk is slow")
+    return _faulty(folder, "the disk is slow", 1)
 
 
 def slow_steps(folder: Path) -> str:
-    """The same for two seconds more for each micro-batch."""
-    return _faulty(folder, "the step is slow")
+    """The same, for two seconds more in each of the first twenty steps."""
+    return _faulty(folder, "the step is slow", 20)
 
 
-def _faulty(folder: Path, fault: str) -> str:
+def _faulty(folder: Path, fault: str, steps: int) -> str:
     folder.mkdir()
-    (folder / "sitecustomize.py").write_text(SLOW.format(faults=str(REPOSITORY / "tests" / "faults"), fault=fault))
+    (folder / "sitecustomize.py").write_text(SLOW.format(faults=str(REPOSITORY / "tests" / "faults"), fault=fault, steps=steps))
     return str(folder)
