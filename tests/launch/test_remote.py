@@ -36,7 +36,7 @@ time.sleep(600)
 """
 DIES = """import os, signal, subprocess, sys
 program = "import time; time.sleep(1); open('saved', 'w').write('by itself')"
-subprocess.Popen([sys.executable, '-c', program], start_new_session=True)
+subprocess.Popen([sys.executable, '-c', program], start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
