@@ -17,12 +17,11 @@ LIMIT_S = 180
 LISTENS = "0A"
 STARTED: "list[Started]" = []
 OWN_MACHINE = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}  # 127.0.0.1, ::1, ::ffff:127.0.0.1
-SLOW = """import os, sys
+SLOW_DISK = """import os, sys
 if "RANK" in os.environ:
     sys.path.insert(0, {faults!r})
     import injections
-    for step in range({steps}):
-        injections.inject(injections.Fault({fault!r}, step=step))
+    injections.inject(injections.Fault("the disk is slow"))
     sys.path.remove({faults!r})
 """
 
@@ -175,15 +174,6 @@ def listening(pids: set[int]) -> dict[str, set[str]]:
 
 def slow_disk(folder: Path) -> str:
     """A folder for PYTHONPATH: the ranks that find it there need two seconds more for each file of a checkpoint."""
-    return _faulty(folder, "the disk is slow", 1)
-
-
-def slow_steps(folder: Path) -> str:
-    """The same, for two seconds more in each of the first twenty steps."""
-    return _faulty(folder, "the step is slow", 20)
-
-
-def _faulty(folder: Path, fault: str, steps: int) -> str:
     folder.mkdir()
-    (folder / "sitecustomize.py").write_text(SLOW.format(faults=str(REPOSITORY / "tests" / "faults"), fault=fault, steps=steps))
+    (folder / "sitecustomize.py").write_text(SLOW_DISK.format(faults=str(REPOSITORY / "tests" / "faults")))
     return str(folder)

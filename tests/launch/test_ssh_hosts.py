@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import sshd
-from agents import REPOSITORY, Started, command_of, descendants, end_all, slow_disk, slow_steps, start
+from agents import REPOSITORY, Started, command_of, descendants, end_all, slow_disk, start
 from ranks import largest_difference, rows
 from test_agents import CONFIG, LONG
 
@@ -22,6 +22,14 @@ from sft_dist.rundir import RunDir
 pytestmark = pytest.mark.dist
 
 SECRET = "geheim-0123456789"
+SLOW_STEPS = """import os, sys
+if "RANK" in os.environ:
+    sys.path.insert(0, {faults!r})
+    import injections
+    for step in range(20):
+        injections.inject(injections.Fault("the step is slow", step=step))
+    sys.path.remove({faults!r})
+"""
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +101,13 @@ def left(server: sshd.Sshd, started: Started) -> list[str]:
     while there() and time.monotonic() < end:
         time.sleep(0.2)
     return there()
+
+
+def slow_steps(folder: Path) -> str:
+    """A folder for PYTHONPATH: the ranks that find it there need two seconds more for each of their first steps."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(SLOW_STEPS.format(faults=str(REPOSITORY / "tests" / "faults")))
+    return str(folder)
 
 
 def interrupt(started: Started) -> None:
