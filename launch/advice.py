@@ -17,7 +17,7 @@ def advice(run: RunDir, verdict: Verdict) -> list[str]:
         return _hang(verdict)
     if verdict.kind == "killed" and verdict.asked not in (None, "SIGINT"):  # a second interrupt means it
         return [f"it was killed while it saved after {verdict.asked}; ask earlier (sbatch --signal=B:USR1@1800)"]
-    host = f" (sbatch --exclude={verdict.root.host})" if verdict.root else ""
+    host = f" ({_without(verdict, verdict.root.host)})" if verdict.root else ""
     if verdict.root and verdict.root.type == "NodeLost":
         return [f"if that host does not come back, leave it out{host}; the same command goes on:"]
     return {
@@ -87,6 +87,11 @@ def _hang(verdict: Verdict) -> list[str]:
     return ["look at the stack above, and at the host itself (sft-launch doctor)"]
 
 
+def _without(verdict: Verdict, host: str) -> str:
+    """How a host is left out."""
+    return "-H without it" if verdict.attempt.about.get("launcher") == "sft-launch ssh" else f"sbatch --exclude={host}"
+
+
 def _no_progress(run: RunDir, verdict: Verdict) -> list[str]:
     if verdict.cause == "saved":
         return ["give it more time (sbatch --time=...), or look at what takes so long before the first step"]
@@ -100,7 +105,7 @@ def _cause_advice(verdict: Verdict) -> list[str]:
     if verdict.cause == "hang":
         return _hang(verdict)
     host = verdict.root.host if verdict.root else None
-    return [f"if it is always {host}, leave it out (sbatch --exclude={host}); sft-launch doctor tests the machines"] if host else []
+    return [f"if it is always {host}, leave it out ({_without(verdict, host)}); sft-launch doctor tests the machines"] if host else []
 
 
 def stack_of(verdict: Verdict, rank: int) -> Path | None:

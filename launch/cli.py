@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from launch.slurm_cli import slurm
+from launch.ssh_cli import ssh
 from sft_dist.errors import ConfigError, SftError
 
 CONFIG = click.argument("config", type=click.Path(path_type=Path))
@@ -22,10 +23,11 @@ DRY = click.option("--dry-run", is_flag=True, help="Only show what would be star
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="sft-dist", prog_name="sft-launch")
 def cli() -> None:
-    """Start a run anywhere: on this machine or under Slurm. The config says what runs, the launcher only where."""
+    """Start a run anywhere: on this machine, on others by ssh, or under Slurm. The config says what runs, the launcher only where."""
 
 
 cli.add_command(slurm)
+cli.add_command(ssh)
 
 
 @cli.command(context_settings=UNKNOWN)
