@@ -78,20 +78,22 @@ def _run(place: Place, limits: Limits, run: RunDir, arguments: list[str], patien
                 watch.close()
             _sweep(place.folder)
             code = _codes(failed, place, watch, _kernel_kills() - kernel_kills)
+            cut_off = nodes.cut_off(place) if code and place.index > 0 and watch.asked is None else None
     except Exception as raised:  # whatever it is, the others and the batch script must find a last word
         error = _as_ours(raised)
         with suppress(MachineError):
             attempts.write_failure(place.folder, _refusal(error, place), over=False)
         with suppress(MachineError):
-            _write_exit(place, run, getattr(error, "exit_code", 1), watch)
+            _write_exit(place, run, getattr(error, "exit_code", 1), watch, None)
         raise error from raised
-    _write_exit(place, run, code, watch)
+    _write_exit(place, run, code, watch, cut_off)
     return _last_word(place, run, code, watch)
 
 
-def _write_exit(place: Place, run: RunDir, code: int, watch: Watch | None) -> None:
+def _write_exit(place: Place, run: RunDir, code: int, watch: Watch | None, cut_off: str | None) -> None:
     asked = watch.asked.name if watch and watch.asked else None
-    write_json(place.folder / "exit.json", {"code": code, "time_ns": time.time_ns(), "asked": asked, "step": run.saved_step})
+    told = {"code": code, "time_ns": time.time_ns(), "asked": asked, "step": run.saved_step, "cut_off": cut_off}
+    write_json(place.folder / "exit.json", told)
 
 
 def _supervise(place: Place, gang: Gang, environment: Mapping[str, str], arguments: list[str]) -> dict[int, Any]:

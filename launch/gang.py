@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from torch.distributed import DistError, PrefixStore, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
-from launch.nodes import Place
+from launch.nodes import Place, unreached
 from sft_dist.errors import InfrastructureError, MachineError
 
 Say = Callable[[str], None]
@@ -110,7 +110,7 @@ def reach(place: Place, deadline: float, say: Say, asked: Callable[[], object] =
             socket.create_connection((place.head, place.port), timeout=5).close()
             return TCPStore(place.head, place.port, is_master=False, wait_for_workers=False, timeout=timedelta(minutes=30))
         except (OSError, DistError) as error:
-            return f"node {place.index} ({socket.gethostname()}) cannot reach the head at {place.head}:{place.port}: {error}"
+            return unreached(place, error)
 
     return _patiently(deadline, knock, say, asked)
 

@@ -113,6 +113,22 @@ def interface_towards(address: str) -> str | None:
     return None
 
 
+def cut_off(place: Place, within_s: float = 5.0) -> str | None:
+    """Why the head's host does not answer this one, in a sentence; None where it does, be it by a refusal: then only its agent is gone."""
+    try:
+        socket.create_connection((place.head, place.port), timeout=within_s).close()
+    except ConnectionRefusedError:
+        return None
+    except OSError as error:
+        return unreached(place, error)
+    return None
+
+
+def unreached(place: Place, error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or error
+    return f"node {place.index} ({socket.gethostname()}) cannot reach the head at {place.head}:{place.port}: {reason}"
+
+
 def without_leaks(env: Mapping[str, str]) -> dict[str, str]:
     """The environment less what a launcher around this one has left in it: a job that was submitted from inside another one inherits it."""
     return {name: value for name, value in env.items() if name not in LEAKED and not name.startswith(("TORCHELASTIC_", "PET_"))}

@@ -1,6 +1,8 @@
 """Which node an agent is, from Slurm's variables, and what its ranks find in their environment."""
 
 import os
+import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,16 @@ def test_an_agent_inside_a_rank_is_refused_also_when_only_a_part_is_set(env: dic
 
 def test_empty_variables_of_a_launcher_are_no_launcher() -> None:
     nodes.refuse_inside_a_rank({"RANK": "", "WORLD_SIZE": ""})
+
+
+def test_a_head_that_refuses_is_reached_and_one_that_is_nowhere_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as open_port:
+        port = open_port.getsockname()[1]
+        assert nodes.cut_off(replace(HEAD, index=1, port=port)) is None
+    assert nodes.cut_off(replace(HEAD, index=1, port=port)) is None
+    assert nodes.cut_off(replace(HEAD, index=1, head="no.such.host.invalid", port=port)) == (
+        f"node 1 ({socket.gethostname()}) cannot reach the head at no.such.host.invalid:{port}: Name or service not known"
+    )
 
 
 def test_ranks_are_counted_through_over_the_nodes() -> None:
