@@ -16,7 +16,7 @@ CARRIERS = {"RuntimeError", "InfrastructureError", "ConnectionResetError", "Conn
 RENDEZVOUS = re.compile(r"Rendezvous\w*Error|Dist\w*Error|SignalException|ChildFailedError")
 LOST_PEER = re.compile(
     r"another rank was lost|connection (closed|reset|refused|aborted)|broken pipe|remote (process exited|error)|ncclRemoteError"
-    r"|(socket|store|barrier).*time(d )?-?out|timed out waiting|exit barrier",
+    r"|(socket|store|barrier).*time(d )?-?out|timed out waiting|exit barrier|the agent that started this rank",
     re.IGNORECASE,
 )
 OWN_FAULT = re.compile(r"invalid usage|duplicate GPU|CUDA error|unhandled cuda", re.IGNORECASE)  # NCCL's word for what this rank did itself

@@ -83,6 +83,7 @@ def rank_environment(place: Place, env: Mapping[str, str], pulses: Path) -> dict
         "SFT_EXPECT_WORLD": env.get("SFT_EXPECT_WORLD") or str(place.world),
         "SFT_PULSE": str(pulses),
         "SFT_ATTEMPT": str(place.folder.absolute()),
+        "SFT_AGENT": str(os.getpid()),
         "PYTHONUNBUFFERED": "1",
     }
     return {**{name: value for name, value in chosen.items() if not env.get(name)}, **ours}

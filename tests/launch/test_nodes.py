@@ -96,6 +96,7 @@ def test_ranks_find_the_pulse_the_attempt_and_the_world() -> None:
     found = nodes.rank_environment(HEAD, {}, Path("/dev/shm/sft-x"))
     assert found["SFT_EXPECT_WORLD"] == "8"
     assert found["SFT_PULSE"] == "/dev/shm/sft-x"
+    assert found["SFT_AGENT"] == str(os.getpid())
     assert found["SFT_ATTEMPT"] == str(Path("runs/a/attempts/3/node-0").absolute())
     assert (found["PYTHONUNBUFFERED"], found["TORCH_FR_BUFFER_SIZE"]) == ("1", "2000")
     assert (found["GLOO_SOCKET_IFNAME"], found["NCCL_SOCKET_IFNAME"]) == ("lo", "lo")

@@ -119,6 +119,7 @@ def test_what_all_ranks_raise_alike_is_told_by_the_first_rank() -> None:
         ("RuntimeError", "[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.2]:40123", True),
         ("DistBackendError", "NCCL error in: NCCLUtils.cpp:77, remote process exited or there was a network error", True),
         ("DistBackendError", "NCCL error: unhandled cuda error", False),
+        ("InfrastructureError", "the agent that started this rank (process 4711) is gone", True),
         ("DistNetworkError", "The client socket has timed out after 60000ms", True),
         ("RendezvousConnectionError", "The connection to the C10d store has failed.", True),
         ("RendezvousTimeoutError", "", True),
