@@ -10,7 +10,7 @@ from pathlib import Path
 
 from launch import plans
 from launch.plans import Launch
-from sft_dist import attempts, parse, preflight, rundir
+from sft_dist import attempts, locks, parse, preflight, rundir
 from sft_dist.config import Config
 from sft_dist.plan import World
 from sft_dist.rundir import RunDir, write_json
@@ -34,7 +34,7 @@ def begin(config: Config, nodes: int, procs: int, launcher: str, command: list[s
     launcher: who starts it, for people; command: what a person types to start it again.
     """
     run = rundir.create(config)
-    with rundir.lock(run):
+    with locks.hold(run, locks.LEASE_S):
         number = attempts.begin(run)
     folder = attempts.folder(run, number)
     about = {"nodes": nodes, "procs": procs, "launcher": launcher, "started_ns": time.time_ns(), "from_step": run.saved_step}

@@ -57,6 +57,7 @@ BELOW = {  # of sft_dist; the paper floor, and what is as light
         "tally",
         "manifest",
         "rundir",
+        "locks",
         "inventory",
         "scaling",
         "progress",
