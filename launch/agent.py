@@ -32,6 +32,8 @@ from sft_dist.rundir import RunDir, write_json, writing
 
 OTHERS_S = 20.0
 """How long a node that has ended waits for the others to end too: the first to leave may end all of them (srun --kill-on-bad-exit)."""
+ASKED_S = 12.0
+"""The same where it is asked to leave, as srun does when a task has died: a node counts as lost after ten seconds of silence."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -169,9 +171,9 @@ def _last_word(place: Place, run: RunDir, code: int, watch: Watch) -> int:
     """Wait until the others have said how they ended, then judge all of it; node 0 prints the screen."""
     if code == 0:
         return 0
-    deadline = time.monotonic() + OTHERS_S
+    begun = time.monotonic()
     others = [attempts.node_folder(place.attempt, node) / "exit.json" for node in range(place.nodes)]
-    while not all(path.exists() for path in others) and time.monotonic() < deadline and watch.asked is None:
+    while not all(path.exists() for path in others) and time.monotonic() < begun + (OTHERS_S if watch.asked is None else ASKED_S):
         time.sleep(0.2)
     judged = why.look(run, int(place.attempt.name))
     if place.index == 0:
