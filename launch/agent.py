@@ -36,7 +36,7 @@ ASKED_S = 12.0
 """The same where it is asked to leave, as srun does when a task has died: a node counts as lost after ten seconds of silence."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Run this node's part of a job; the exit code is that of the whole job where this node can know it."""
     told = _arguments().parse_args(arguments)
     try:
