@@ -49,7 +49,7 @@ class Gang(RendezvousHandler):
             deadline = time.monotonic() + self.patience_s
             place = self.place
             self.server, port = serve(place) if place.index == 0 else (reach(place, deadline, self.say, self.asked), place.port)
-            store = PrefixStore(f"attempt-{place.attempt.name}", self.server)
+            store = PrefixStore(self.get_run_id(), self.server)
             store.set(f"about/{place.index}", json.dumps(dict(self.about)))
             _compare(_patiently(deadline, lambda: _gather(store, place), self.say, self.asked), place)
             self.info = RendezvousInfo(store, place.index, place.nodes, RendezvousStoreInfo(place.head, port))
@@ -65,7 +65,8 @@ class Gang(RendezvousHandler):
         return 0
 
     def get_run_id(self) -> str:
-        return f"attempt-{self.place.attempt.name}"
+        """Nodes of two jobs that share a port by accident must not take each other for their own."""
+        return f"{self.place.attempt.absolute().parents[1].name}/{self.place.attempt.name}"
 
     def shutdown(self) -> bool:
         return True

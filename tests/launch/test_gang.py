@@ -64,3 +64,24 @@ def test_a_port_where_something_else_answers_is_named() -> None:
         told, lasted_s = refusal_of(place, said)
     assert f"cannot reach the head at 127.0.0.1:{place.port}: " in told
     assert lasted_s < 20
+
+
+def test_nodes_of_two_runs_that_share_a_port_do_not_take_each_other_for_their_own() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    problems = {}
+
+    def meet(index: int, run: str, patience_s: float) -> None:
+        place = Place(index, 2, 1, "127.0.0.1", port, Path(f"runs/{run}/attempts/1"))
+        try:
+            gang.Gang(place, {"host": "h"}, patience_s, lambda _: None, lambda: None).next_rendezvous()
+        except InfrastructureError as error:
+            problems[run] = str(error)
+
+    nodes = [threading.Thread(target=meet, args=who) for who in ((0, "one", 4.0), (1, "other", 1.5))]  # the head stays longer
+    for node in nodes:
+        node.start()
+    for node in nodes:
+        node.join()
+    assert {run: told.partition(" did not come")[0] for run, told in problems.items()} == {"one": "node 1 of 2", "other": "node 0 of 2"}
