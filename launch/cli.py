@@ -68,21 +68,19 @@ def begin(config: Path, overrides: tuple[str, ...], nodes: int, procs: int, laun
 
     For scripts that start the agents themselves: slurm/finetune.sh.
     """
-    from launch import local, plans
+    from launch import local, plans, software, whose
     from sft_dist import rundir
 
     settings, _ = local.checked(config, overrides, os.environ, nodes * procs)
     if done := rundir.finished(settings):
         click.echo("\n".join(["this run is finished; a longer train.duration goes on from its end", *rundir.summary(done)]), err=True)
         return
-    submitted = rundir.read_json(rundir.RunDir.of(settings).path / "job.json")
-    ours = "job" in submitted and submitted["job"] == os.environ.get("SLURM_JOB_ID")
-    by_hand = [*plans.sbatch(os.environ), "slurm/finetune.sh", str(config), *overrides]
-    again = submitted.get("command", []) if ours else by_hand
-    attempt = local.begin(settings, nodes, procs, launcher, again).absolute()
+    told = whose.command_of(rundir.RunDir.of(settings), os.environ.get("SLURM_JOB_ID"), software.REPOSITORY)
+    again = told or [*plans.sbatch(os.environ), "slurm/finetune.sh", str(config), *overrides]
+    folder = local.begin(settings, nodes, procs, launcher, again, plans.job_here([str(config), *overrides], os.environ))
     for line in local.little_notice(rundir.RunDir.of(settings), os.environ):
         click.echo(f"warning: {line}", err=True)
-    click.echo(str(attempt))
+    click.echo(str(folder.absolute()))
 
 
 @cli.command(context_settings=UNKNOWN)
@@ -107,7 +105,7 @@ def doctor(
     if dry_run:
         click.echo("\n".join(shlex.join(line) for line in lines))
         return
-    sys.exit(visits.start(lines, os.environ))
+    sys.exit(visits.start(visit, lines, os.environ))
 
 
 OVER = click.option("--over", is_flag=True, help="The attempt is over: an agent without a last word was killed.")

@@ -111,6 +111,12 @@ def sbatch(env: Mapping[str, str]) -> list[str]:
     return [*(["env", *before] if before else []), "sbatch", *(f"{flag}={env[name]}" for flag, name in told.items() if env.get(name))]
 
 
+def job_here(arguments: Sequence[str], env: Mapping[str, str]) -> dict[str, str]:
+    """What tells the job that this runs in from another one which is given its number later; arguments: of the batch script."""
+    told = {"cluster": env.get("SLURM_CLUSTER_NAME"), "name": env.get("SLURM_JOB_NAME"), "arguments": " ".join(arguments)}
+    return {name: value for name, value in told.items() if value} if "SLURM_JOB_ID" in env else {}
+
+
 def processes_here(config: Config, env: Mapping[str, str]) -> int:
     """One process a GPU of this machine, one where there is none; what CUDA_VISIBLE_DEVICES leaves visible."""
     if config.device == "cpu":

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "launch").glob("*.py"))
-ON_THE_NODES = {"gang", "logs", "agent", "doctor_node"}
+ON_THE_NODES = {"gang", "logs", "agent", "ward", "doctor_node"}
 ORDER = [
     "words",
     "causes",
@@ -20,11 +20,14 @@ ORDER = [
     "why",
     "nodes",
     "software",
+    "patience",
     "symptoms",
     "doctor",
     "examine",
     "shell",
+    "traps",
     "rules",
+    "launchers",
     "lint",
     "gang",
     "logs",
@@ -36,11 +39,14 @@ ORDER = [
     "visits",
     "local",
     "snapshot",
+    "flags",
     "queue",
     "slurm",
     "jobs",
+    "whose",
     "follow",
     "slurm_cli",
+    "ward",
     "doctor_node",
     "cli",
     "__main__",
@@ -58,6 +64,7 @@ BELOW = {  # of sft_dist; the paper floor, and what is as light
         "manifest",
         "rundir",
         "locks",
+        "revision",
         "inventory",
         "scaling",
         "progress",
