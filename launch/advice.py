@@ -20,6 +20,8 @@ def advice(run: RunDir, verdict: Verdict) -> list[str]:
     host = f" ({_without(verdict, verdict.root.host)})" if verdict.root else ""
     if verdict.root and verdict.root.type == "NodeLost":
         return [f"if that host does not come back, leave it out{host}; the same command goes on:"]
+    if verdict.root and verdict.root.type == "LinkLost":
+        return [f"look at that host's network (sft-launch doctor), or leave it out{host}; the same command goes on:"]
     return {
         "done": ["its checkpoints:"],
         "user": ["mend what it says, then start the same command again"],

@@ -32,6 +32,8 @@ from sft_dist.rundir import RunDir, write_json, writing
 
 OTHERS_S = 20.0
 """How long a node that has ended waits for the others to end too: the first to leave may end all of them (srun --kill-on-bad-exit)."""
+ASKED_S = 12.0
+"""The same where it is asked to leave, as srun does when a task has died: a node counts as lost after ten seconds of silence."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -78,20 +80,22 @@ def _run(place: Place, limits: Limits, run: RunDir, arguments: list[str], patien
                 watch.close()
             _sweep(place.folder)
             code = _codes(failed, place, watch, _kernel_kills() - kernel_kills)
+            cut_off = nodes.cut_off(place) if code and place.index > 0 and watch.asked is None else None
     except Exception as raised:  # whatever it is, the others and the batch script must find a last word
         error = _as_ours(raised)
         with suppress(MachineError):
             attempts.write_failure(place.folder, _refusal(error, place), replace=False)
         with suppress(MachineError):
-            _write_exit(place, run, getattr(error, "exit_code", 1), watch)
+            _write_exit(place, run, getattr(error, "exit_code", 1), watch, None)
         raise error from raised
-    _write_exit(place, run, code, watch)
+    _write_exit(place, run, code, watch, cut_off)
     return _last_word(place, run, code, watch)
 
 
-def _write_exit(place: Place, run: RunDir, code: int, watch: Watch | None) -> None:
+def _write_exit(place: Place, run: RunDir, code: int, watch: Watch | None, cut_off: str | None) -> None:
     asked = watch.asked.name if watch and watch.asked else None
-    write_json(place.folder / "exit.json", {"code": code, "time_ns": time.time_ns(), "asked": asked, "step": run.saved_step})
+    told = {"code": code, "time_ns": time.time_ns(), "asked": asked, "step": run.saved_step, "cut_off": cut_off}
+    write_json(place.folder / "exit.json", told)
 
 
 def _supervise(place: Place, gang: Gang, environment: Mapping[str, str], arguments: list[str]) -> dict[int, Any]:
@@ -167,9 +171,9 @@ def _last_word(place: Place, run: RunDir, code: int, watch: Watch) -> int:
     """Wait until the others have said how they ended, then judge all of it; node 0 prints the screen."""
     if code == 0:
         return 0
-    deadline = time.monotonic() + OTHERS_S
+    begun = time.monotonic()
     others = [attempts.node_folder(place.attempt, node) / "exit.json" for node in range(place.nodes)]
-    while not all(path.exists() for path in others) and time.monotonic() < deadline and watch.asked is None:
+    while not all(path.exists() for path in others) and time.monotonic() < begun + (OTHERS_S if watch.asked is None else ASKED_S):
         time.sleep(0.2)
     judged = why.look(run, int(place.attempt.name))
     if place.index == 0:

@@ -16,7 +16,7 @@ CARRIERS = {"RuntimeError", "InfrastructureError", "ConnectionResetError", "Conn
 RENDEZVOUS = re.compile(r"Rendezvous\w*Error|Dist\w*Error|SignalException|ChildFailedError")
 LOST_PEER = re.compile(
     r"another rank was lost|connection (closed|reset|refused|aborted)|broken pipe|remote (process exited|error)|ncclRemoteError"
-    r"|(socket|store|barrier).*time(d )?-?out|timed out waiting|exit barrier",
+    r"|(socket|store|barrier).*time(d )?-?out|timed out waiting|exit barrier|the agent that started this rank",
     re.IGNORECASE,
 )
 OWN_FAULT = re.compile(r"invalid usage|duplicate GPU|CUDA error|unhandled cuda", re.IGNORECASE)  # NCCL's word for what this rank did itself
@@ -50,7 +50,8 @@ def sort_out(attempt: Attempt, now_ns: int) -> Causes:
     consequences = [failure for failure in records if is_consequence(failure, alone)]
     silent = [failure for failure in records if failure.told_by == "watchdog"]
     primary = [failure for failure in records if failure.told_by != "watchdog" and not is_consequence(failure, alone)]
-    primary += lost_nodes(attempt, now_ns) + silent[:1]
+    lost = lost_nodes(attempt, now_ns)
+    primary += [*lost, *((not lost and cut_off(attempt)) or silent[:1])]
     root = _first(primary) or next(iter(_never_came(attempt)), None)
     if root is None:
         return Causes(None, consequences=tuple(consequences))
@@ -97,6 +98,15 @@ def lost_nodes(attempt: Attempt, now_ns: int) -> list[Failure]:
     return [replace(min(lost, key=_by_time), type="AllLost", message=message)]
 
 
+def cut_off(attempt: Attempt) -> list[Failure]:
+    """A record for each node that lived but could not reach the head any more; where none of several others could, for the head alone."""
+    cut = [(node, str(node.ended["cut_off"])) for node in attempt.nodes if node.ended and node.ended.get("cut_off")]
+    if len(cut) > 1 and len(cut) == len(attempt.nodes) - 1:
+        head = attempt.nodes[0]
+        return [_cut(head, f"node {head.index} ({_host(head)}), the head, lives but is cut off from all others: {cut[0][1]}")]
+    return [_cut(node, f"{words}; both live, so the network between them failed") for node, words in cut]
+
+
 def last_sign(node: Node) -> int:
     return max(_seen_ns(node), _ended_ns(node))
 
@@ -118,11 +128,25 @@ def _is_lost(node: Node, nodes: Sequence[Node], now_ns: int) -> bool:
 
 
 def _loss(node: Node) -> Failure:
+    rank, beat = _first_beat(node)
+    message = f"node {node.index} ({_host(node)}) vanished: its agent left no last word"
+    return Failure(_seen_ns(node), rank, _host(node), beat.step, beat.phase, 75, "NodeLost", message, node.index, told_by="heartbeats")
+
+
+def _cut(node: Node, message: str) -> Failure:
+    """From when its first rank began what it never came to the end of."""
+    rank, beat = _first_beat(node)
+    since = beat.since_ns or last_sign(node)
+    return Failure(since, rank, _host(node), beat.step, beat.phase, 75, "LinkLost", message, node.index, told_by="heartbeats")
+
+
+def _first_beat(node: Node) -> tuple[int, Beat]:
     rank = min(node.beats, default=-1)
-    beat = node.beats.get(rank, Beat(0, 0, "", 0, 0))
-    host = str(node.about.get("host", "unknown host"))
-    message = f"node {node.index} ({host}) vanished: its agent left no last word"
-    return Failure(_seen_ns(node), rank, host, beat.step, beat.phase, 75, "NodeLost", message, node.index, told_by="heartbeats")
+    return rank, node.beats.get(rank, Beat(0, 0, "", 0, 0))
+
+
+def _host(node: Node) -> str:
+    return str(node.about.get("host", "unknown host"))
 
 
 def _never_came(attempt: Attempt) -> Iterable[Failure]:
@@ -183,10 +207,8 @@ def _silent_one(attempt: Attempt, silent: Sequence[Failure], behind: dict[int, B
         if failure.rank in behind:
             return failure
     node = next(node for node in attempt.nodes if rank in node.beats)
-    beat, host = behind[rank], str(node.about.get("host", "unknown host"))
-    return Failure(
-        silent[0].time_ns, rank, host, beat.step, beat.phase, 75, "Silent", f"in {beat.phase} all the while", node.index, told_by="watchdog"
-    )
+    beat, said = behind[rank], f"in {behind[rank].phase} all the while"
+    return Failure(silent[0].time_ns, rank, _host(node), beat.step, beat.phase, 75, "Silent", said, node.index, told_by="watchdog")
 
 
 def _ended_ns(node: Node) -> int:

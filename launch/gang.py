@@ -2,20 +2,26 @@
 
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 from torch.distributed import DistError, PrefixStore, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousInfo, RendezvousStoreInfo
 
-from launch.nodes import Place
+from launch.nodes import Place, unreached
 from sft_dist.errors import InfrastructureError, MachineError
 
 Say = Callable[[str], None]
 Result = TypeVar("Result")
 TOLD_AFTER_S = 5
+ANSWER_S = 10.0
+"""How long the head's store may take to answer its first question; it is asked again until the nodes' patience is over."""
+STORE_LIMIT = timedelta(minutes=2)
+"""For each later question: all nodes are there by then, and ask at the same time."""
 
 
 class Gang(RendezvousHandler):
@@ -43,7 +49,7 @@ class Gang(RendezvousHandler):
             deadline = time.monotonic() + self.patience_s
             place = self.place
             self.server, port = serve(place) if place.index == 0 else (reach(place, deadline, self.say, self.asked), place.port)
-            store = PrefixStore(f"attempt-{place.attempt.name}", self.server)
+            store = PrefixStore(self.get_run_id(), self.server)
             store.set(f"about/{place.index}", json.dumps(dict(self.about)))
             _compare(_patiently(deadline, lambda: _gather(store, place), self.say, self.asked), place)
             self.info = RendezvousInfo(store, place.index, place.nodes, RendezvousStoreInfo(place.head, port))
@@ -59,7 +65,8 @@ class Gang(RendezvousHandler):
         return 0
 
     def get_run_id(self) -> str:
-        return f"attempt-{self.place.attempt.name}"
+        """Nodes of two jobs that share a port by accident must not take each other for their own."""
+        return f"{self.place.attempt.absolute().parents[1].name}/{self.place.attempt.name}"
 
     def shutdown(self) -> bool:
         return True
@@ -97,8 +104,7 @@ def serve(place: Place) -> tuple[TCPStore, int]:
     """The store, and the port on which it listens: the given one, or with 0 a free one."""
     listener = listen(place.head, place.port, alone=place.nodes == 1)
     port: int = listener.getsockname()[1]
-    patience = timedelta(minutes=30)
-    store = TCPStore(place.head, port, is_master=True, wait_for_workers=False, timeout=patience, master_listen_fd=listener.detach())
+    store = TCPStore(place.head, port, is_master=True, wait_for_workers=False, timeout=STORE_LIMIT, master_listen_fd=listener.detach())
     return store, port
 
 
@@ -108,11 +114,32 @@ def reach(place: Place, deadline: float, say: Say, asked: Callable[[], object] =
     def knock() -> TCPStore | str:
         try:
             socket.create_connection((place.head, place.port), timeout=5).close()
-            return TCPStore(place.head, place.port, is_master=False, wait_for_workers=False, timeout=timedelta(minutes=30))
+            return _client(place)
         except (OSError, DistError) as error:
-            return f"node {place.index} ({socket.gethostname()}) cannot reach the head at {place.head}:{place.port}: {error}"
+            return unreached(place, error)
 
     return _patiently(deadline, knock, say, asked)
+
+
+def _client(place: Place) -> TCPStore:
+    """Raises TimeoutError where somebody listens who does not answer: torch 2.14's TCPStore would wait for ever, whatever its time-out."""
+    came: SimpleQueue[TCPStore | DistError] = SimpleQueue()
+
+    def ask() -> None:
+        try:
+            came.put(TCPStore(place.head, place.port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=ANSWER_S)))
+        except DistError as error:
+            came.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()  # one that waits for ever must not keep the process from its end
+    try:
+        found = came.get(timeout=2 * ANSWER_S)
+    except Empty:
+        raise TimeoutError("somebody listens there, but does not answer as a head does") from None
+    if isinstance(found, DistError):
+        raise found
+    found.set_timeout(STORE_LIMIT)
+    return found
 
 
 def _gather(store: PrefixStore, place: Place) -> list[dict[str, Any]] | str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from launch import node_agent, plans
 from launch.plans import Launch
 from launch.software import REPOSITORY
-from sft_dist import attempts, notice, parse, preflight, rundir
+from sft_dist import attempts, locks, notice, parse, preflight, rundir
 from sft_dist.config import Config
 from sft_dist.plan import World
 from sft_dist.rundir import RunDir, write_json
@@ -39,7 +39,7 @@ def begin(config: Config, nodes: int, procs: int, launcher: str, command: list[s
     launcher: who starts it, for people; command: what a person types to start it again; job: what tells Slurm's job, besides its number.
     """
     run = rundir.create(config)
-    with rundir.lock(run):
+    with locks.hold(run, locks.LEASE_S):
         number = attempts.begin(run)
     folder = attempts.folder(run, number)
     about = {"nodes": nodes, "procs": procs, "launcher": launcher, "started_ns": time.time_ns(), "from_step": run.saved_step}

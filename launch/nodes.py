@@ -86,6 +86,7 @@ def rank_environment(place: Place, env: Mapping[str, str], pulses: Path) -> dict
         "SFT_EXPECT_WORLD": env.get("SFT_EXPECT_WORLD") or str(place.world),
         "SFT_PULSE": str(pulses),
         "SFT_ATTEMPT": str(place.folder.absolute()),
+        "SFT_AGENT": str(os.getpid()),
         "PYTHONUNBUFFERED": "1",
     }
     return {**{name: value for name, value in chosen.items() if not env.get(name)}, **ours}
@@ -114,6 +115,22 @@ def interface_towards(address: str) -> str | None:
             if socket.inet_ntoa(answer[20:24]) == own:
                 return name
     return None
+
+
+def cut_off(place: Place, within_s: float = 5.0) -> str | None:
+    """Why the head's host does not answer this one, in a sentence; None where it does, be it by a refusal: then only its agent is gone."""
+    try:
+        socket.create_connection((place.head, place.port), timeout=within_s).close()
+    except ConnectionRefusedError:
+        return None
+    except OSError as error:
+        return unreached(place, error)
+    return None
+
+
+def unreached(place: Place, error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or error
+    return f"node {place.index} ({socket.gethostname()}) cannot reach the head at {place.head}:{place.port}: {reason}"
 
 
 def without_leaks(env: Mapping[str, str]) -> dict[str, str]:

@@ -115,7 +115,8 @@ def _cause(verdict: Verdict, everything: bool) -> list[str]:
     shown = [f"  {line}" for line in wrapped(root.message, None if everything else MESSAGE)]
     where = f", in {root.phase} of step {root.step}" if root.phase else ""
     if root.told_by == "heartbeats":
-        lines = [root.message, f"the last sign was at {moment(root.time_ns, short=True)}{where}"]
+        last = "nothing has moved since" if root.type == "LinkLost" else "the last sign was at"
+        lines = [root.message, f"{last} {moment(root.time_ns, short=True)}{where}"]
     elif verdict.cause == "hang":
         lines = _hang(verdict, root, shown)
     else:

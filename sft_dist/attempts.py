@@ -47,7 +47,7 @@ class Node:
     beaten_ns: int
     """When the agent last wrote them."""
     ended: Mapping[str, Any] | None
-    """code, time_ns, and `asked`: the signal that asked the run to stop, or None."""
+    """code, time_ns, `asked`: the signal that asked the run to stop, or None; `cut_off`: why it could not reach the head at its end, or None."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from sft_dist.errors import InfrastructureError
 from sft_dist.pulse import Pulse
 
 STACKS = signal.SIGRTMIN
@@ -18,14 +19,19 @@ PATIENCE_S = 60
 
 
 def start(pulse: Pulse, rank: int) -> None:
-    """Stand guard from now to the end of the process; nothing to do where no agent started it."""
-    if pulse.attempt is None:
+    """Stand guard from now to the end of the process; nothing to do where no agent started it.
+
+    Raises InfrastructureError where the agent is gone already: this rank has nothing to save yet.
+    """
+    if pulse.attempt is None or pulse.agent is None:
         return
+    if os.getppid() != pulse.agent:
+        raise InfrastructureError(f"the agent that started this rank (process {pulse.agent}) is gone")
     with suppress(OSError):  # a full or forbidden disk is told by those who need it
         stacks = (pulse.attempt / f"rank-{rank}.stack").open("w")  # open to the end: it is written when Python itself may be stuck
         faulthandler.register(STACKS, stacks, all_threads=True)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {STACKS})  # the agent holds it back until somebody can answer
-    arguments = (pulse, pulse.attempt / f"rank-{rank}.flight.json", os.getppid())
+    arguments = (pulse, pulse.attempt / f"rank-{rank}.flight.json", pulse.agent)
     threading.Thread(target=_look, args=arguments, name="guard", daemon=True).start()
 
 

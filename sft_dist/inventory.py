@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from sft_dist import manifest, rundir
+from sft_dist import locks, manifest, rundir
 from sft_dist.errors import ConfigError
 from sft_dist.rundir import STEP, RunDir, read_json, read_rows
 
@@ -121,7 +121,7 @@ def prune(run: RunDir, rule: Rule, dry_run: bool = False) -> list[Item]:
         raise ConfigError("nothing says which checkpoints may go; use --keep, --every-nth, --before or --damaged")
     if dry_run:
         return [_item(folder, None, None, {}, ()) for folder in _doomed(run, rule)]
-    with rundir.writing(run.checkpoints), rundir.lock(run):
+    with rundir.writing(run.checkpoints), locks.hold(run):
         gone = []
         for folder in _doomed(run, rule):
             gone.append(_item(folder, None, None, {}, ()))

@@ -39,14 +39,18 @@ class Pulse:
         self.count = self.step = 0
         self.attempt: Path | None = None
         """Where this rank's failure is recorded, once that is known."""
+        self.agent: int | None = None
+        """The process that started this rank as its node's agent; None where there is none."""
         self.at("start-up")
 
     @classmethod
     def of(cls, env: Mapping[str, str]) -> "Pulse":
-        """The pulse that a node's agent asked for (SFT_PULSE: a folder on the node, SFT_ATTEMPT: one in the run), or one that nobody reads."""
-        folder, place = env.get("SFT_PULSE"), env.get("SFT_ATTEMPT")
+        """The pulse that a node's agent asked for (SFT_PULSE: a folder on the node, SFT_ATTEMPT: one in the run, SFT_AGENT: its process),
+        or one that nobody reads."""
+        folder, place, agent = env.get("SFT_PULSE"), env.get("SFT_ATTEMPT"), env.get("SFT_AGENT")
         pulse = cls(Path(folder) / env.get("RANK", "0") if folder else None)
         pulse.attempt = Path(place) if place else None
+        pulse.agent = int(agent) if agent else None
         return pulse
 
     def at(self, phase: str, step: int | None = None) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from sft_dist import attempts, average, checkpoint, datasets, loading, optim, parse, rundir, signals, tally, track, transforms
+from sft_dist import attempts, average, checkpoint, datasets, loading, locks, optim, parse, rundir, signals, tally, track, transforms
 from sft_dist.checkpoint import About
 from sft_dist.config import Config
 from sft_dist.datasets import Splits
@@ -218,7 +218,7 @@ def _folder(config: Config, plan: Plan, engine: Engine) -> Iterator[tuple[RunDir
 def _open_folder(config: Config, plan: Plan, engine: Engine, stack: ExitStack) -> tuple[RunDir, int]:
     rundir.check(config)
     folder = rundir.create(config)
-    stack.enter_context(rundir.lock(folder))
+    stack.enter_context(locks.hold(folder, locks.LEASE_S))
     if (made := folder.saved_step) > plan.total_steps:
         raise ConfigError(
             f"train.duration = {config.train.duration} is {plan.total_steps} steps, but {folder.path} has made {made}; ask for more"

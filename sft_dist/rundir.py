@@ -1,11 +1,8 @@
 """Where everything of a run lies, how it is written so that a crash leaves no half of it, and how it is read back."""
 
-import errno
-import fcntl
 import json
 import os
 import re
-import socket
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -115,34 +112,6 @@ def create(config: Config) -> RunDir:
     except OSError as error:
         raise MachineError(f"run.dir = {config.run.dir!r}: cannot write to {run.path}: {error.strerror or error}") from error
     return run
-
-
-@contextmanager
-def lock(run: RunDir) -> Iterator[None]:
-    """Hold the run for this process; raises MachineError naming the holder if another one has it. The system lets go when we die."""
-    with (run.path / ".lock").open("a+") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock, which data workers would inherit and hold after our death
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise MachineError(f"{run.path}: this file system cannot lock files ({error.strerror}); use another run.dir") from error
-            file.seek(0)
-            raise MachineError(
-                f"{run.path} is in use by {file.read().strip() or 'another process'}; wait for it, or use another run.name"
-            ) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
-
-
-@contextmanager
-def one_at_a_time(folder: Path) -> Iterator[None]:
-    """Let one process of this machine at a time work on a folder, which is made if need be; the others wait."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".sft-dist.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def begun(run: RunDir) -> bool:

@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from sft_dist import archive, rundir
+from sft_dist import archive, locks, rundir
 from sft_dist.config import Model
 from sft_dist.errors import ConfigError, MachineError
 
@@ -35,7 +35,7 @@ def _from_torchvision(model: Model) -> State:
     try:
         cache = Path(torch.hub.get_dir()) / "checkpoints"
         here = (cache / choices[name].url.rsplit("/", 1)[-1]).exists()  # perhaps in a cache that is read-only
-        with nullcontext() if here else rundir.one_at_a_time(cache):  # the first rank of a machine downloads, the others find the file
+        with nullcontext() if here else locks.one_at_a_time(cache):  # the first rank of a machine downloads, the others find the file
             state: State = choices[name].get_state_dict(progress=False, check_hash=True)
         return state
     except Exception as error:  # no network (OSError), another hash (RuntimeError), or a cached file that torch.load cannot read

@@ -182,8 +182,8 @@ def test_a_run_that_is_alive_is_left_alone(run: RunDir, tmp_path: Path) -> None:
     program = f"""
 import sys, time
 from pathlib import Path
-from sft_dist import rundir
-with rundir.lock(rundir.RunDir(Path({str(run.path)!r}))):
+from sft_dist import locks, rundir
+with locks.hold(rundir.RunDir(Path({str(run.path)!r}))):
     print("held", flush=True)
     sys.stdin.read()
 """

@@ -1,8 +1,6 @@
 """The folder of a run: one owner at a time, never another run's, no half-written file, no step twice."""
 
 import json
-import os
-import signal
 import stat
 import subprocess
 import sys
@@ -11,7 +9,7 @@ from pathlib import Path
 import pytest
 from given import a_config
 
-from sft_dist import attempts, parse, rundir
+from sft_dist import attempts, locks, parse, rundir
 from sft_dist.config import Config
 from sft_dist.errors import ConfigError, MachineError
 from sft_dist.rundir import RunDir
@@ -78,7 +76,7 @@ def test_a_folder_with_anything_else_in_it_is_refused(config: Config) -> None:
 
 def test_a_run_that_died_before_its_config_was_written_can_be_started_again(config: Config) -> None:
     made = rundir.create(config)
-    with rundir.lock(made):
+    with locks.hold(made):
         attempts.begin(made)
     (made.path / ".config.yaml.4711").write_text("task: cla")
     (made.path / ".probe-4711").touch()
@@ -101,34 +99,6 @@ def test_a_run_of_another_config_is_refused_with_every_key_that_differs(config: 
         "optim.lr: 0.001 -> 0.1",
         "train.seed: 0 -> 1",
     )
-
-
-HOLDER = """
-import sys, time
-from pathlib import Path
-from sft_dist.rundir import RunDir, lock
-with lock(RunDir(Path(sys.argv[1]))):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_a_run_that_another_process_holds_is_refused_by_its_holder_until_that_dies(run: RunDir) -> None:
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(run.path)], stdout=subprocess.PIPE, text=True)
-    try:
-        assert holder.stdout and holder.stdout.readline() == "held\n"
-        told = rf"small is in use by process {holder.pid} on {os.uname().nodename}; wait for it, or use another run\.name"
-        with pytest.raises(MachineError, match=told), rundir.lock(run):
-            pytest.fail("two holders")
-    finally:
-        holder.send_signal(signal.SIGKILL)
-        holder.wait()
-        if holder.stdout:
-            holder.stdout.close()
-    with rundir.lock(run):
-        assert (run.path / ".lock").read_text() == f"process {os.getpid()} on {os.uname().nodename}"
-    with rundir.lock(run):  # and again after it was given back
-        pass
 
 
 def test_attempts_are_counted_from_1_and_keep_their_folders(run: RunDir) -> None:

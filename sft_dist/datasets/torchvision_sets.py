@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sft_dist import rundir
+from sft_dist import locks
 from sft_dist.config import Data
 from sft_dist.datasets.splits import Split, Splits, choose_split, draw_splits
 from sft_dist.errors import ConfigError, MachineError
@@ -73,7 +73,7 @@ def _one_download_at_a_time(data: Data) -> Iterator[None]:
     tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)  # Python 3.11 else lets archives write outside (vision#9517)
     root = Path(str(data.root))
     try:
-        with rundir.one_at_a_time(root):
+        with locks.one_at_a_time(root):
             yield
     except OSError as error:
         raise MachineError(

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,14 +102,14 @@ def clean_environment(**more: str) -> dict[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **more}
 
 
-def start(folder: Path, run: Path, command: list[str], env: Mapping[str, str] | None = None) -> Started:
-    """A command of the launcher, in a folder; `run` is the folder that it makes."""
+def start(folder: Path, run: Path, command: list[str], env: Mapping[str, str] | None = None, inside: Sequence[str] = ()) -> Started:
+    """A command of the launcher, in a folder; `run` is the folder that it makes. inside: what begins a command line on another host."""
     out = folder / f"screen-{time.monotonic_ns()}"
     attempts = run / "attempts"
     number = 1 + len(list(attempts.iterdir())) if attempts.is_dir() else 1
     with out.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", *command],
+            [*inside, sys.executable, "-m", *command],
             cwd=folder,
             env=clean_environment(**(env or {})),
             stdout=file,

@@ -171,6 +171,13 @@ def lost_node(run: RunDir) -> None:
     attempt(run, [consequence(0, 1.0), consequence(1, 1.1)], {0: {"code": 75, "time_ns": at(15)}, 1: None}, beaten={0: 14.5, 1: 0.0})
 
 
+def cut_off(run: RunDir) -> None:
+    silent = [failure(rank, "Silent", "in backward since 05:12:31, 300 s without a sign", 75, told_by="watchdog") for rank in range(4)]
+    words = "node 1 (node-b) cannot reach the head at node-a:20417: timed out"
+    ends = {0: {"code": 75, "time_ns": at(303), "cut_off": None}, 1: {"code": 75, "time_ns": at(308), "cut_off": words}}
+    attempt(run, silent, ends, dict.fromkeys(range(4), ("backward", 0.0)), {0: 302, 1: 302})
+
+
 def all_lost(run: RunDir) -> None:
     attempt(run, ends={0: None, 1: None}, beaten={0: 0.0, 1: 0.4})
 
@@ -248,7 +255,7 @@ def older(run: RunDir) -> None:
 SCENES: dict[str, Callable[[RunDir], None]] = {
     scene.__name__: scene
     for scene in (
-        user_error, bug, killed, kernel_memory, gpu_memory, hang, stopped, network_hang, diverged, lost_node, all_lost, no_progress,
+        user_error, bug, killed, kernel_memory, gpu_memory, hang, stopped, network_hang, diverged, lost_node, cut_off, all_lost, no_progress,
         saved, slow_start, done, only_consequences, hostile, running, no_agent, no_word, torn_node, older,
     )
 }  # fmt: skip

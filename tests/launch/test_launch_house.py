@@ -67,6 +67,7 @@ BELOW = {  # of sft_dist; the paper floor, and what is as light
         "tally",
         "manifest",
         "rundir",
+        "locks",
         "revision",
         "inventory",
         "scaling",

@@ -60,7 +60,7 @@ def test_an_attempt_goes_on_from_the_latest_checkpoint(config: Config) -> None:
 
 def test_a_run_that_goes_on_elsewhere_is_refused_and_its_holder_named(config: Config) -> None:
     run = rundir.create(config)
-    hold = f"import sys\nfrom pathlib import Path\nfrom sft_dist import rundir\nwith rundir.lock(rundir.RunDir(Path({str(run.path)!r}))): "
+    hold = f"import sys\nfrom pathlib import Path\nfrom sft_dist import locks, rundir\nwith locks.hold(rundir.RunDir(Path({str(run.path)!r}))): "
     holder = subprocess.Popen(
         [sys.executable, "-c", hold + "print('held', flush=True); sys.stdin.read()"],
         cwd=Path(__file__).resolve().parents[2],

@@ -1,6 +1,8 @@
 """Which node an agent is, from Slurm's variables, and what its ranks find in their environment."""
 
 import os
+import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,16 @@ def test_empty_variables_of_a_launcher_are_no_launcher() -> None:
     nodes.refuse_inside_a_rank({"RANK": "", "WORLD_SIZE": ""})
 
 
+def test_a_head_that_refuses_is_reached_and_one_that_is_nowhere_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as open_port:
+        port = open_port.getsockname()[1]
+        assert nodes.cut_off(replace(HEAD, index=1, port=port)) is None
+    assert nodes.cut_off(replace(HEAD, index=1, port=port)) is None
+    assert nodes.cut_off(replace(HEAD, index=1, head="no.such.host.invalid", port=port)) == (
+        f"node 1 ({socket.gethostname()}) cannot reach the head at no.such.host.invalid:{port}: Name or service not known"
+    )
+
+
 def test_ranks_are_counted_through_over_the_nodes() -> None:
     second = Place(1, 2, 4, "head", 29400, Path("runs/a/attempts/3"))
     assert (second.world, list(second.ranks), second.folder) == (8, [4, 5, 6, 7], Path("runs/a/attempts/3/node-1"))
@@ -84,6 +96,7 @@ def test_ranks_find_the_pulse_the_attempt_and_the_world() -> None:
     found = nodes.rank_environment(HEAD, {}, Path("/dev/shm/sft-x"))
     assert found["SFT_EXPECT_WORLD"] == "8"
     assert found["SFT_PULSE"] == "/dev/shm/sft-x"
+    assert found["SFT_AGENT"] == str(os.getpid())
     assert found["SFT_ATTEMPT"] == str(Path("runs/a/attempts/3/node-0").absolute())
     assert (found["PYTHONUNBUFFERED"], found["TORCH_FR_BUFFER_SIZE"]) == ("1", "2000")
     assert (found["GLOO_SOCKET_IFNAME"], found["NCCL_SOCKET_IFNAME"]) == ("lo", "lo")

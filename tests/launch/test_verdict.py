@@ -119,6 +119,7 @@ def test_what_all_ranks_raise_alike_is_told_by_the_first_rank() -> None:
         ("RuntimeError", "[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [10.0.0.2]:40123", True),
         ("DistBackendError", "NCCL error in: NCCLUtils.cpp:77, remote process exited or there was a network error", True),
         ("DistBackendError", "NCCL error: unhandled cuda error", False),
+        ("InfrastructureError", "the agent that started this rank (process 4711) is gone", True),
         ("DistNetworkError", "The client socket has timed out after 60000ms", True),
         ("RendezvousConnectionError", "The connection to the C10d store has failed.", True),
         ("RendezvousTimeoutError", "", True),
@@ -184,6 +185,41 @@ def test_a_node_that_beat_seconds_ago_may_still_end() -> None:
     nodes = [node(0, 2.5, code=75, time_ns=at(3)), node(1, 0.0)]
     assert verdict(consequence(0), nodes=nodes, now=4).root is None
     assert verdict(consequence(0), nodes=nodes, now=11).root is not None
+
+
+def apart(index: int, host: str) -> Node:
+    """A node whose agent could not reach the head when its watchdog had ended its ranks."""
+    told = f"node {index} ({host}) cannot reach the head at node-a:20417: timed out"
+    found = node(1, 30, {index: Beat(7, 13, "backward", at(-1), 5)}, code=75, time_ns=at(31), cut_off=told)
+    return replace(found, index=index, about={"host": host})
+
+
+def test_a_node_that_lives_but_is_cut_off_is_the_cause_of_the_silence_of_all() -> None:
+    nodes = [node(0, 30, code=75, time_ns=at(31), cut_off=None), apart(1, "node-b")]
+    found = verdict(silent(0, seconds=-4), silent(1), silent(2), nodes=nodes)
+    assert (found.kind, found.code, found.retry) == ("infrastructure", 75, True)
+    assert found.root and (found.root.type, found.root.node, found.root.host) == ("LinkLost", 1, "node-b")
+    assert found.root.message == (
+        "node 1 (node-b) cannot reach the head at node-a:20417: timed out; both live, so the network between them failed"
+    )
+    assert verdict(replace(BUG, time_ns=at(-9)), silent(1), nodes=nodes).kind == "bug"
+
+
+def test_a_head_that_no_other_node_reaches_is_the_one_that_is_cut_off() -> None:
+    head = node(0, 30, code=75, time_ns=at(31), cut_off=None)
+    found = verdict(silent(0), nodes=[head, apart(1, "node-b"), apart(2, "node-c")])
+    assert found.root and (found.root.node, found.root.host) == (0, "node-a")
+    assert found.root.message == (
+        "node 0 (node-a), the head, lives but is cut off from all others: node 1 (node-b) cannot reach the head at node-a:20417: timed out"
+    )
+    reached = replace(apart(1, "node-b"), ended={"code": 75, "time_ns": at(31), "cut_off": None})
+    found = verdict(silent(0), nodes=[head, reached, apart(2, "node-c")])
+    assert found.root and (found.root.node, found.root.host) == (2, "node-c")
+
+
+def test_a_node_that_cannot_reach_a_head_that_vanished_is_not_the_cause() -> None:
+    found = verdict(silent(2), nodes=[node(0, 0.0), apart(1, "node-b")])
+    assert found.root and (found.root.type, found.root.node) == ("NodeLost", 0)
 
 
 def test_a_job_whose_agents_all_vanished_was_killed_as_a_whole() -> None:

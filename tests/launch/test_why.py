@@ -19,7 +19,7 @@ from sft_dist.pulse import Beat
 from sft_dist.rundir import RunDir, read_json, write_json
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "why"
-NOW = {"running": at(1), "all_lost": at(300), "lost_node": at(20)}
+NOW = {"running": at(1), "all_lost": at(300), "lost_node": at(20), "cut_off": at(310)}
 
 
 @pytest.fixture(autouse=True)

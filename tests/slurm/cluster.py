@@ -41,7 +41,7 @@ JobRequeue=1
 ReturnToService=2
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-SlurmdTimeout=20
+SlurmdTimeout=15
 KillWait=30
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/%n
@@ -112,12 +112,15 @@ class Cluster:
     def start_node(self, node: str) -> None:
         self._start(node, "slurmd", "-D", "-N", node)
 
-    def lose_node(self, node: str) -> None:
-        """SIGKILL to the node's slurmd and to every task on it, and what the controller does once it misses them (SlurmdTimeout)."""
+    def kill_daemon(self, node: str) -> None:
+        """SIGKILL to the node's slurmd alone: its jobs go on, and the controller must miss it (SlurmdTimeout)."""
         self.daemons[node].kill()
         self.daemons[node].wait()
-        self._ask("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=lost")
-        self._kill(f"SLURMD_NODENAME={node}")
+
+    def kill_processes(self, node: str, job: str) -> None:
+        """SIGKILL to all that a job has on a node, slurmstepd included: as if its power had failed."""
+        tasks = self._kill(f"SLURMD_NODENAME={node}", f"SLURM_JOB_ID={job}")
+        assert tasks, f"job {job} has nothing on {node}"
 
     def sbatch(self, folder: Path, *arguments: str) -> str:
         """Submit from a folder; the job's number."""

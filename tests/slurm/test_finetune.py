@@ -1,10 +1,12 @@
 """slurm/finetune.sh keeps what slurm/README.md promises, on a real Slurm of two nodes with one process each."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from home import REPOSITORY
-from ranks import wait_for_step
+from ranks import rows, wait_for_step
 
 pytestmark = pytest.mark.slurm
 
@@ -95,20 +97,62 @@ def test_a_preempted_job_queues_again_and_goes_on(submit, cluster, home, partiti
     cluster.assert_nothing_is_left(job)
 
 
-def test_a_job_that_lost_a_node_queues_again_and_goes_on_when_there_are_two(submit, cluster, home, saw):
-    job = submit("lost")
-    wait_for_step(home.run("lost"), 6)
-    cluster.lose_node("n2")
-    cluster.wait_for_restart(job)
-    cluster.assert_nothing_is_left(job)
-    cluster.start_node("n2")
-    ended = cluster.wait(job, "COMPLETED")
-    assert (ended["Restarts"], ended["NumNodes"], home.attempts("lost")) == ("1", "2", 2)
-    assert home.strays("lost") < EXACT
+@dataclass(frozen=True)
+class Lost:
+    """Two jobs whose second node's slurmd was killed: of `dead` with all that it had there, of `mute` alone. What mute had made by then,
+    and how it ended. Slurm has found out by itself, has put both back into its queue, and the node is there again."""
+
+    dead: str
+    mute: str
+    made: int
+    outcome: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def lost(cluster, home):
+    def submit(name: str, *overrides: str) -> str:
+        flags = ("--nodes=2", "--cpus-per-task=2", f"--output={home.path}/{name}.log")
+        return cluster.sbatch(REPOSITORY, *flags, SCRIPT, home.config, f"run.name={name}", *overrides)
+
+    dead, mute = submit("dead"), submit("mute", "train.duration=100000 steps")
+    for name in ("dead", "mute"):
+        wait_for_step(home.run(name), 6)
+    cluster.kill_daemon("n2")
+    cluster.kill_processes("n2", dead)
+    made = max(step for step, _ in rows(home.run("mute")))
+    try:
+        for job in (dead, mute):
+            cluster.wait_for_restart(job)
+            cluster.wait(job, "PENDING")
+            cluster.assert_nothing_is_left(job)
+    finally:
+        cluster.start_node("n2")
+        cluster.scancel(mute)
+    yield Lost(dead, mute, made, home.outcome("mute"))
+    cluster.scancel(dead)
+
+
+def test_a_job_that_lost_a_node_queues_again_and_goes_on_when_there_are_two(lost, cluster, home, saw):
+    ended = cluster.wait(lost.dead, "COMPLETED")
+    assert (ended["Restarts"], ended["NumNodes"], home.attempts("dead")) == ("1", "2", 2)
+    assert home.strays("dead") < EXACT
     saw(
-        f"COMPLETED on {ended['NumNodes']} nodes after {ended['Restarts']} restart, {home.attempts('lost')} attempts counted, with the curve of one process"
+        f"COMPLETED on {ended['NumNodes']} nodes after {ended['Restarts']} restart, {home.attempts('dead')} attempts counted, with the curve of one process"
     )
-    cluster.assert_nothing_is_left(job)
+    cluster.assert_nothing_is_left(lost.dead)
+
+
+def test_the_log_of_a_job_that_lost_a_node_names_the_node(lost, cluster):
+    log = cluster.log(lost.dead)
+    assert log.count("first cause  node 1 (") == 1
+    assert "vanished: its agent left no last word" in log
+
+
+def test_a_run_whose_node_slurm_gives_up_saves_on_all_nodes_and_leaves(lost, cluster, home):
+    """Only slurmd had died: the ranks there go on, and nobody but the other ranks can tell them to stop."""
+    assert (lost.outcome["outcome"], lost.outcome["reason"]) == ("saved", "asked to stop by SIGTERM")
+    assert lost.outcome["step"] > lost.made, "it has gone on while Slurm had not noticed"
+    assert (cluster.state(lost.mute)["Restarts"], home.attempts("mute")) == ("1", 1)
 
 
 def test_a_cancelled_job_saves_and_is_not_queued_again(submit, cluster, home, saw):
