@@ -76,7 +76,7 @@ def begin(config: Path, overrides: tuple[str, ...], nodes: int, procs: int, laun
         click.echo("\n".join(["this run is finished; a longer train.duration goes on from its end", *rundir.summary(done)]), err=True)
         return
     submitted = rundir.read_json(rundir.RunDir.of(settings).path / "job.json")
-    ours = "job" in submitted and submitted["job"] == os.environ.get("SLURM_JOB_ID")
+    ours = "job" in submitted and submitted["job"] == plans.job_number(os.environ)
     by_hand = [*plans.sbatch(os.environ), "slurm/finetune.sh", str(config), *overrides]
     again = submitted.get("command", []) if ours else by_hand
     click.echo(str(local.begin(settings, nodes, procs, launcher, again).absolute()))

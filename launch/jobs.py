@@ -25,7 +25,7 @@ FORGOTTEN = "Slurm no longer knows it: scontrol forgets a job some minutes after
 class Job:
     """What Slurm knows of a job. start: when it began, or is expected to. log: where the batch script writes.
 
-    run: the folder of the run, if sft-launch submitted it.
+    run: the folder of the run, if sft-launch submitted it; of the sweep, where the number is that of a whole array.
     """
 
     number: str
@@ -111,7 +111,13 @@ def read(number: str, shown: str) -> Job | None:
     if not state:
         return None
     log = value(r"StdOut=(.*)$")
-    run = value(r"Command=(.*?)/code/[0-9a-f]{16}/slurm/finetune\.sh")  # not the log's folder: scontrol 22.05 shows %% in it wrongly
+    run = value(
+        r"Command=(.*?)/code/[0-9a-f]{16}/slurm/(?:finetune|array)\.sh"
+    )  # not the log's folder: scontrol 22.05 shows %% in it wrongly
+    array = re.search(r"^JobId=\d+ ArrayJobId=(\d+) ArrayTaskId=(\S+)", shown)
+    task = number.partition("_")[2] or (array[2] if array and array[1] != number else "")
+    if run and task:
+        run = f"{run}/{Path(run).name}-{task}"
     return Job(
         number,
         state[1],
@@ -149,7 +155,7 @@ def last_job(run: RunDir) -> str | None:
     made = attempts.numbers(run)
     submitted = read_json(run.path / "job.json")
     begun = read_json(attempts.folder(run, made[-1]) / "attempt.json") if made else {}
-    by_hand = re.match(r"Slurm job (\d+)", str(begun.get("launcher", "")))
+    by_hand = re.match(rf"Slurm job ({NUMBER.pattern})", str(begun.get("launcher", "")))
     if by_hand and begun.get("started_ns", 0) > submitted.get("submitted_ns", 0):
         return by_hand[1]
     told = str(submitted.get("job", ""))
@@ -167,6 +173,15 @@ def refuse_a_second(run: RunDir, wishes: slurm.Wishes, env: Mapping[str, str]) -
             f"{run.path} has a job already: {number} {queue.state_in_words(job.state)}; cancel that (sft-launch slurm cancel {number}), "
             f"use another run.name, or let the new one follow it (-- --dependency=afterany:{number})"
         )
+
+
+def live_tasks(number: str, env: Mapping[str, str]) -> dict[int, Job]:
+    """The tasks of an array that wait or run, by their index."""
+    answer = ask(["squeue", "--noheader", "--array", f"--jobs={number}", "--format=%K %T %r"], env)
+    if answer.code and "nvalid job id" not in answer.err:
+        raise _refused(answer, "squeue does not answer")
+    rows = [line.split(None, 2) for line in answer.out.splitlines()]
+    return {int(task): Job(f"{number}_{task}", state, reason.replace(" ", "_")) for task, state, reason in rows if task.isdecimal()}
 
 
 def cancel(number: str, env: Mapping[str, str]) -> None:

@@ -1,8 +1,10 @@
-"""`sft-launch slurm`: submit, status, logs, cancel."""
+"""`sft-launch slurm`: submit, array, status, logs, cancel, table."""
 
 import os
+import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +21,36 @@ class Rest(click.Command):
 
 @click.group()
 def slurm() -> None:
-    """Runs as jobs of a Slurm cluster: submit, status, logs, cancel."""
+    """Runs as jobs of a Slurm cluster: submit, array, status, logs, cancel, table."""
 
 
-@slurm.command(cls=Rest, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": True})
+UNKNOWN = {"ignore_unknown_options": True, "allow_interspersed_args": True}
+
+
+def wishes_of_the_cluster(command: Callable[..., None]) -> Callable[..., None]:
+    """The arguments that all commands take which submit."""
+    for each in reversed(
+        [
+            click.argument("overrides", nargs=-1, type=click.UNPROCESSED, metavar="[KEY=VALUE]... [-- SBATCH FLAGS]"),
+            click.option("--nodes", type=click.IntRange(1), default=1, show_default=True),
+            click.option("--procs", type=click.IntRange(1), help="Processes on each node; by default one a GPU, or one."),
+            click.option("--time", help="Time limit, as sbatch takes it; ten minutes before it the run saves and queues again."),
+            click.option("--partition"),
+            click.option("--account"),
+            click.option("--gpus-per-node", metavar="[TYPE:]NUMBER"),
+            click.option(
+                "--sbatch", "others", multiple=True, metavar="FLAG", help="Any other flag of sbatch, as --sbatch=FLAG; or all after --."
+            ),
+            click.option("--dry-run", is_flag=True, help="Only show what would be submitted; asks Slurm nothing and writes nothing."),
+        ]
+    ):
+        command = each(command)
+    return command
+
+
+@slurm.command(cls=Rest, context_settings=UNKNOWN)
 @click.argument("config", type=click.Path(path_type=Path))
-@click.argument("overrides", nargs=-1, type=click.UNPROCESSED, metavar="[KEY=VALUE]... [-- SBATCH FLAGS]")
-@click.option("--nodes", type=click.IntRange(1), default=1, show_default=True)
-@click.option("--procs", type=click.IntRange(1), help="Processes on each node; by default one a GPU, or one.")
-@click.option("--time", help="Time limit, as sbatch takes it; ten minutes before it the run saves and queues again.")
-@click.option("--partition")
-@click.option("--account")
-@click.option("--gpus-per-node", metavar="[TYPE:]NUMBER")
-@click.option("--sbatch", "others", multiple=True, metavar="FLAG", help="Any other flag of sbatch, as --sbatch=FLAG; or all after --.")
-@click.option("--dry-run", is_flag=True, help="Only show what would be submitted; asks Slurm nothing and writes nothing.")
+@wishes_of_the_cluster
 def submit(config: Path, overrides: tuple[str, ...], dry_run: bool, **wishes: Any) -> None:
     """Submit CONFIG as a job, or go on with its run. Code and config are put aside first: later edits do not reach the job."""
     from launch import jobs, local, plans, snapshot, software
@@ -73,12 +91,53 @@ def submit(config: Path, overrides: tuple[str, ...], dry_run: bool, **wishes: An
     click.echo("\n".join(texts.submitted(number, job)))
 
 
-@slurm.command()
-@click.argument("told", metavar="RUN|JOBID")
-def status(told: str) -> None:
-    """Say in words what the job of a run does, why it waits, and how far the run is."""
-    from launch import follow, jobs
+@slurm.command(cls=Rest, context_settings=UNKNOWN)
+@click.argument("sweep", type=click.Path(path_type=Path))
+@wishes_of_the_cluster
+@click.option("--limit", type=click.IntRange(1), metavar="RUNS", help="At most so many at a time.")
+def array(sweep: Path, overrides: tuple[str, ...], limit: int | None, dry_run: bool, **wishes: Any) -> None:
+    """Submit the runs of SWEEP as one job, a task each, or go on with those that are not finished. All are checked first."""
+    from launch import arrays
+    from launch import slurm as texts
 
+    wanted = texts.Wishes(**wishes)
+    made = arrays.checked(sweep, overrides, wanted, os.environ)
+    if not made.unfinished:
+        click.echo(f"all runs of this sweep are finished: sft-launch slurm table {shlex.quote(str(made.folder))}")
+        return
+    job, files = arrays.prepare(made, sweep, limit, wanted, os.environ)
+    if dry_run:
+        click.echo("\n".join([*arrays.runs(made), *texts.describe(job, os.environ, files)]))
+        return
+    command = texts.typed(sweep, overrides, wanted, ("array", *([f"--limit={limit}"] if limit else [])))
+    number, waits = arrays.submit(made, job, files, command, os.environ)
+    if waits:
+        click.echo(f"Slurm cannot start this now ({waits}); it will wait", err=True)
+    click.echo("\n".join([*arrays.runs(made), *texts.submitted_array(number, job)]))
+
+
+@slurm.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--over", type=click.IntRange(0), metavar="TASK", help="This task is at its end, whatever its last sign is.")
+def table(folder: Path, over: int | None) -> None:
+    """Write the table of a sweep, or of a FOLDER with 0.yaml, 1.yaml..., into it, and print it; asks Slurm nothing.
+
+    slurm/array.sh does so at the end of each task.
+    """
+    from launch import results
+
+    click.echo("\n".join(results.text(results.write(folder, over))))
+
+
+@slurm.command()
+@click.argument("told", metavar="RUN|SWEEP|JOBID")
+def status(told: str) -> None:
+    """Say in words what the job of a run does, why it waits, and how far the run is; of a sweep, all its runs in a table."""
+    from launch import arrays, follow, jobs
+
+    if sweep := arrays.find(told, os.environ):
+        click.echo("\n".join(arrays.status(sweep, os.environ)))
+        return
     found = jobs.find(told, os.environ)
     job = jobs.look(found.job, os.environ) if found.job else None
     click.echo("\n".join(follow.status(found.job, job, found.run)))
@@ -91,9 +150,14 @@ def status(told: str) -> None:
 @click.option("--grep", "text", metavar="TEXT", help="Only lines with this text in them.")
 def logs(told: str, rank: int | None, attempt: int | None, text: str | None) -> None:
     """Print the job's log, or what one rank has written."""
-    from launch import follow, jobs
+    from launch import arrays, follow, jobs
+    from sft_dist.errors import ConfigError
     from sft_dist.rundir import read_json
 
+    if sweep := arrays.find(told, os.environ):
+        raise ConfigError(
+            f"{told} is a whole sweep; name one of its runs, like {sweep.run(0).path}, or one of its tasks, like {sweep.job}_0"
+        )
     found = jobs.find(told, os.environ)
     log = None
     if rank is None and attempt is None:
@@ -107,16 +171,20 @@ def logs(told: str, rank: int | None, attempt: int | None, text: str | None) -> 
 
 
 @slurm.command()
-@click.argument("told", metavar="RUN|JOBID")
+@click.argument("told", metavar="RUN|SWEEP|JOBID")
 @click.option("--save", is_flag=True, help="Let it save first: ask it to, wait until it has, and only then cancel what is left.")
 @click.option(
     "--wait", "limit_s", type=click.IntRange(1), default=600, show_default=True, metavar="SECONDS", help="With --save: for so long."
 )
 def cancel(told: str, save: bool, limit_s: int) -> None:
-    """Cancel the job of a run; it is not queued again."""
-    from launch import jobs
+    """Cancel the job of a run, or of a sweep; it is not queued again."""
+    from launch import arrays, jobs
     from sft_dist.errors import ConfigError
 
+    if sweep := arrays.find(told, os.environ):
+        for line in arrays.cancel(sweep, save, limit_s, os.environ):
+            click.echo(line)
+        return
     found = jobs.find(told, os.environ)
     if found.job is None:
         raise ConfigError(f"{told} has no job of Slurm that is known")
