@@ -13,7 +13,7 @@ from launch.verdict import WORDS
 from launch.words import cut, numbered, plain
 from sft_dist import attempts, parse
 from sft_dist.errors import ConfigError
-from sft_dist.refuse import HEADLINES
+from sft_dist.progress import HEADLINES
 from sft_dist.rundir import RunDir, read_json, write_atomically, write_json
 
 RECORD = "sweep.json"
@@ -91,7 +91,7 @@ def text(table: Table) -> list[str]:
     keys = list(table.lines[0].varied)
     header = ["task", "run", "state", "step", table.headline, "at step", *(["test"] if _tested(table) else []), *keys]
     rows = [_cells(line, _tested(table)) for line in table.lines]
-    told = [f"{plain(str(table.folder))}: {table.done} of {len(table.lines)} runs are done; best {table.headline} first", ""]
+    told = [f"{plain(str(table.folder))}: {table.done} of {len(table.lines)} done; best {table.headline} first", ""]
     told += _aligned([header, *rows])
     if groups := over_seeds(table):
         others = [key for key in keys if key != "train.seed"]

@@ -3,6 +3,7 @@
 import difflib
 import functools
 import itertools
+import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -84,7 +85,8 @@ def load(path: Path, overrides: Sequence[str], check: Callable[[Config], None]) 
 
 def text(value: Any) -> str:
     """A value as YAML in one line, which reads back as the same."""
-    return yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=10**9).strip()[1:-1]
+    told = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=10**9).strip()[1:-1]
+    return json.dumps(value, default=str) if "\n" in told else told  # which is YAML too
 
 
 def indices(tasks: Sequence[Task], limit: int | None = None) -> str:

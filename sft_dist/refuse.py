@@ -12,9 +12,6 @@ from sft_dist.units import Target
 
 SCORES = {"classify": ("val/loss", "val/top1", "val/top5", "val/precision_macro", "val/recall_macro", "val/f1_macro")}
 
-HEADLINES = {"classify": ("val/top1", True)}
-"""Task -> the score that decides which checkpoint and which run is best, and whether more of it is better."""
-
 NOT_BUILT = {
     "task": ("detect", "segment", "text"),
     "data.name": ("voc", "coco", "masks", "csv"),
