@@ -205,7 +205,7 @@ def submitted(number: str, job: Submission) -> list[str]:
 
 def submitted_array(number: str, job: Submission) -> list[str]:
     """The same for an array."""
-    run = shlex.quote(str(job.run))
+    run, first = shlex.quote(str(job.run)), re.split(r"\D", job.array or "0")[0]
     return [
         f"job {number}, tasks {job.array}: {job.world} rank(s) on {job.wishes.nodes} node(s) each",
         f"  sweep   {plain(str(job.run))}",
@@ -214,8 +214,8 @@ def submitted_array(number: str, job: Submission) -> list[str]:
         f"  squeue -j {number}",
         f"  sft-launch slurm status {run}",
         "one of its runs, as any other:",
-        f"  sft-launch why {shlex.quote(f'{job.run}/{job.name}-0')}",
-        f"  sft-launch slurm cancel --save {number}_0",
+        f"  sft-launch why {shlex.quote(f'{job.run}/{job.name}-{first}')}",
+        f"  sft-launch slurm cancel --save {number}_{first}",
         f"when the last one has ended, the table lies in {plain(str(job.run / 'table.txt'))}",
     ]
 
