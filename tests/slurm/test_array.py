@@ -41,7 +41,7 @@ def files(place, home):
     (place / "by-hand").mkdir()
     for number, rate in enumerate((0.01, 1e308)):
         own = {"optim": {"name": "sgd", "lr": rate}, "train": {"duration": "3 steps"}, "run": {"dir": str(place), "name": f"hand-{number}"}}
-        (place / "by-hand" / f"{number}.yaml").write_text(json.dumps({**config, "eval": {"every": "1 step"}, **own}))
+        (place / "by-hand" / f"{number}.yaml").write_text(json.dumps({**config, **own}))
 
 
 @pytest.fixture(scope="module")
