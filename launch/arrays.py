@@ -118,8 +118,8 @@ def find(told: str, env: Mapping[str, str]) -> Found | None:
 
 def status(found: Found, env: Mapping[str, str]) -> list[str]:
     """The table of a sweep as it stands, with what Slurm says of each task."""
-    live = jobs.live_tasks(found.job, env) if found.job else {}
-    reasons = results.waiting(live)
+    live = jobs.live_tasks(found.job, env) if found.job else None
+    reasons = results.waiting(live or {})
     return [*results.text(results.read(found.folder, live=live)), *(["", *reasons] if reasons else [])]
 
 

@@ -1,5 +1,6 @@
 """The table of a sweep, best run first: read from the folders of its runs, so that it is right whoever asks, and whenever."""
 
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from launch.jobs import Job
 from launch.verdict import WORDS
 from launch.words import cut, numbered, plain
 from sft_dist import attempts, parse
+from sft_dist.config import Config
 from sft_dist.errors import ConfigError
 from sft_dist.progress import HEADLINES
 from sft_dist.rundir import RunDir, read_json, write_atomically, write_json
@@ -41,6 +43,7 @@ class Table:
 
     folder: Path
     headline: str
+    more_is_better: bool
     lines: tuple[Line, ...]
 
     @property
@@ -59,7 +62,7 @@ def read(told: Path, over: int | None = None, live: Mapping[int, Job] | None = N
     still has; None: it was not asked.
     """
     folder, configs = _place(told)
-    settings = {int(path.stem): parse.load(path) for path in configs.glob("*.yaml") if path.stem.isdecimal()}
+    settings = _configs(configs.absolute())
     if not settings:
         raise ConfigError(f"{told} is neither the folder of a sweep, nor has it a 0.yaml, 1.yaml...")
     values = {task: parse.flat(config) for task, config in settings.items()}
@@ -71,13 +74,13 @@ def read(told: Path, over: int | None = None, live: Mapping[int, Job] | None = N
         own = {key: values[task][key] for key in varied if key not in ("run.name", "run.dir")}
         lines.append(_line(task, run, headline, own, state(run, task == over, task, live)))
     lines.sort(key=lambda line: (line.best is None, -(line.best or 0) if more_is_better else line.best or 0, line.task))
-    return Table(folder, headline, tuple(lines))
+    return Table(folder, headline, more_is_better, tuple(lines))
 
 
 def state(run: RunDir, over: bool, task: int, live: Mapping[int, Job] | None) -> str:
     """What a run does, or how it ended, in words."""
     job = live.get(task) if live else None
-    if job and job.state != "RUNNING":
+    if job and job.state not in ("RUNNING", "COMPLETING"):
         return queue.state_in_words(job.state)
     begun = bool(attempts.numbers(run))
     verdict = why.look(run, over=over) if begun else None
@@ -115,7 +118,7 @@ def waiting(live: Mapping[int, Job]) -> list[str]:
 
 
 def over_seeds(table: Table) -> list[dict[str, Any]]:
-    """Mean, lowest and highest score of the runs that differ in train.seed alone, in the order of the table."""
+    """Mean, lowest and highest score of the runs that differ in train.seed alone, the best mean first; empty where there are no two such."""
     groups: dict[str, list[Line]] = {}
     for line in table.lines:
         if line.best is not None and "train.seed" in line.varied:
@@ -125,6 +128,7 @@ def over_seeds(table: Table) -> list[dict[str, Any]]:
         scores = [line.best for line in lines if line.best is not None]
         found.append({"varied": _without_seed(lines[0]), "runs": len(scores), "mean": sum(scores) / len(scores)})
         found[-1] |= {"lowest": min(scores), "highest": max(scores)}
+    found.sort(key=lambda group: group["mean"], reverse=table.more_is_better)
     return found if any(group["runs"] > 1 for group in found) else []
 
 
@@ -151,6 +155,12 @@ def _place(told: Path) -> tuple[Path, Path]:
     if is_sweep(told):
         return told, told / str(read_json(told / RECORD).get("configs"))
     return next((parent for parent in told.absolute().parents if is_sweep(parent)), told), told
+
+
+@functools.cache
+def _configs(folder: Path) -> dict[int, Config]:
+    """Task -> config; kept, as they are read twice for a table and never change."""
+    return {int(path.stem): parse.load(path) for path in folder.glob("*.yaml") if path.stem.isdecimal()}
 
 
 def _line(task: int, run: RunDir, headline: str, varied: Mapping[str, Any], words: str) -> Line:
