@@ -112,6 +112,9 @@ def test_a_run_of_a_sweep_is_followed_like_any_other(array, cluster, place, laun
     assert f"{array}_2 COMPLETED: it ended with exit code 0" in launch("status", run).stdout
     assert "done: all 60 steps are made" in launch("logs", run, "--grep", "done: ").stdout
     assert f"{run}, attempt 2" in launch("status", f"{array}_2").stdout
+    begun = json.loads((place / run / "attempts" / "2" / "attempt.json").read_text())
+    assert begun["launcher"] == f"Slurm job {array}_2, start 2"
+    assert begun["command"][:3] == ["sft-launch", "slurm", "submit"] and begun["command"][-1].endswith("/configs/2.yaml")
     assert f"job {array}_2 has ended already" in launch("cancel", run).stdout
     assert "name one of its runs, like " in launch("logs", f"{HOSTILE}/rates").stderr
 
