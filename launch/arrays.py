@@ -71,7 +71,7 @@ def submit(
     made: Sweep, job: Submission, files: Mapping[str, bytes], command: Sequence[str], env: Mapping[str, str]
 ) -> tuple[str, str | None]:
     """Ask Slurm, freeze the sweep in its folder, submit: the array's number, and what makes it wait. command: what a person types."""
-    wrong = []
+    wrong: list[str] = []
     for task in made.unfinished:
         try:
             jobs.refuse_a_second(task.run, job.wishes, env)

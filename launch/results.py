@@ -38,6 +38,17 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Seeds:
+    """Runs that differ in train.seed alone; their best headline scores."""
+
+    varied: Mapping[str, Any]
+    runs: int
+    mean: float
+    lowest: float
+    highest: float
+
+
+@dataclass(frozen=True)
 class Table:
     """folder: where the table is kept. headline: what the runs are sorted by, the best first; those without a score come last."""
 
@@ -97,11 +108,9 @@ def text(table: Table) -> list[str]:
     told = [f"{plain(str(table.folder))}: {table.done} of {len(table.lines)} done; best {table.headline} first", ""]
     told += _aligned([header, *rows])
     if groups := over_seeds(table):
-        others = [key for key in keys if key != "train.seed"]
-        header = ["runs", f"mean {table.headline}", "lowest", "highest", *others]
+        header = ["runs", f"mean {table.headline}", "lowest", "highest", *groups[0].varied]
         means = [
-            [str(g["runs"]), *(_score(g[name]) for name in ("mean", "lowest", "highest")), *map(_value, g["varied"].values())]
-            for g in groups
+            [str(each.runs), *map(_score, (each.mean, each.lowest, each.highest)), *map(_value, each.varied.values())] for each in groups
         ]
         told += ["", "over train.seed:", *_aligned([header, *means])]
     return told
@@ -117,19 +126,17 @@ def waiting(live: Mapping[int, Job]) -> list[str]:
     return [cut(f"{numbered('task', tasks)}: {reason}: {words[reason]}") for reason, tasks in reasons.items()]
 
 
-def over_seeds(table: Table) -> list[dict[str, Any]]:
-    """Mean, lowest and highest score of the runs that differ in train.seed alone, the best mean first; empty where there are no two such."""
-    groups: dict[str, list[Line]] = {}
+def over_seeds(table: Table) -> list[Seeds]:
+    """The runs with a score that differ in train.seed alone, the best mean first; empty where there are no two such."""
+    groups: dict[str, list[float]] = {}
     for line in table.lines:
         if line.best is not None and "train.seed" in line.varied:
-            groups.setdefault(json.dumps(_without_seed(line)), []).append(line)
-    found = []
-    for lines in groups.values():
-        scores = [line.best for line in lines if line.best is not None]
-        found.append({"varied": _without_seed(lines[0]), "runs": len(scores), "mean": sum(scores) / len(scores)})
-        found[-1] |= {"lowest": min(scores), "highest": max(scores)}
-    found.sort(key=lambda group: group["mean"], reverse=table.more_is_better)
-    return found if any(group["runs"] > 1 for group in found) else []
+            groups.setdefault(json.dumps({key: value for key, value in line.varied.items() if key != "train.seed"}), []).append(line.best)
+    found = [
+        Seeds(json.loads(varied), len(scores), sum(scores) / len(scores), min(scores), max(scores)) for varied, scores in groups.items()
+    ]
+    found.sort(key=lambda each: each.mean, reverse=table.more_is_better)
+    return found if any(each.runs > 1 for each in found) else []
 
 
 def write(told: Path, over: int | None = None) -> Table:
@@ -146,8 +153,8 @@ def write(told: Path, over: int | None = None) -> Table:
             return table
         seen = states
         write_atomically(table.folder / "table.txt", "\n".join([*text(table), ""]))
-        runs = [asdict(line) for line in table.lines]
-        write_json(table.folder / "results.json", {"headline": table.headline, "over_seeds": over_seeds(table), "runs": runs})
+        runs, seeds = [asdict(line) for line in table.lines], [asdict(each) for each in over_seeds(table)]
+        write_json(table.folder / "results.json", {"headline": table.headline, "over_seeds": seeds, "runs": runs})
 
 
 def _place(told: Path) -> tuple[Path, Path]:
@@ -194,10 +201,6 @@ def _finite(value: object) -> float | None:
 
 def _tested(table: Table) -> bool:
     return any(line.test is not None for line in table.lines)
-
-
-def _without_seed(line: Line) -> dict[str, Any]:
-    return {key: value for key, value in line.varied.items() if key != "train.seed"}
 
 
 def _cells(line: Line, tested: bool) -> list[str]:
