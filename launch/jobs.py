@@ -111,9 +111,8 @@ def read(number: str, shown: str) -> Job | None:
     if not state:
         return None
     log = value(r"StdOut=(.*)$")
-    run = value(
-        r"Command=(.*?)/code/[0-9a-f]{16}/slurm/(?:finetune|array)\.sh"
-    )  # not the log's folder: scontrol 22.05 shows %% in it wrongly
+    # Not from the log's folder: scontrol 22.05 shows %% in it wrongly.
+    run = value(r"Command=(.*?)/code/[0-9a-f]{16}/slurm/(?:finetune|array)\.sh")
     array = re.search(r"^JobId=\d+ ArrayJobId=(\d+) ArrayTaskId=(\S+)", shown)
     task = number.partition("_")[2] or (array[2] if array and array[1] != number else "")
     if run and task:

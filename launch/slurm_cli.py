@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+UNKNOWN = {"ignore_unknown_options": True, "allow_interspersed_args": True}
+
 
 class Rest(click.Command):
     """What stands after `--` becomes --sbatch=FLAG, each; click itself would take it for arguments like the others."""
@@ -22,9 +24,6 @@ class Rest(click.Command):
 @click.group()
 def slurm() -> None:
     """Runs as jobs of a Slurm cluster: submit, array, status, logs, cancel, table."""
-
-
-UNKNOWN = {"ignore_unknown_options": True, "allow_interspersed_args": True}
 
 
 def wishes_of_the_cluster(command: Callable[..., None]) -> Callable[..., None]:

@@ -32,7 +32,7 @@ launch() { "$python" -P -m launch "$@"; } # -P: this folder must not bring other
 nodes=$SLURM_JOB_NUM_NODES
 procs=${SFT_PROCS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
 start=$((${SLURM_RESTART_COUNT:-0} + 1))
-number=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID} # the SLURM_JOB_ID of one of its tasks means a whole array
+number=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID} # SLURM_JOB_ID of an array's last task is the whole array
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address=$(scontrol show node "$head" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p') # what Slurm itself calls the node
 port=$((20000 + SLURM_JOB_ID % 12000))                                          # below the ephemeral range, and not everybody's 29500

@@ -11,7 +11,7 @@ import yaml
 from click.testing import CliRunner
 from scenes import at, attempt
 
-from launch import arrays, jobs, results, slurm, snapshot, software, sweep
+from launch import arrays, jobs, plans, results, slurm, snapshot, software, sweep
 from launch.cli import cli
 from launch.jobs import Job
 from launch.slurm import Submission, Wishes
@@ -344,6 +344,12 @@ def test_the_run_of_a_task_is_found_by_every_number_that_slurm_gives_it() -> Non
     assert [getattr(jobs.read(number, last), "run", None) for number in ("77_1", "77")] == [place / "lr-1", place]
     waits = SHOWN.replace("ArrayTaskId=1", "ArrayTaskId=1-3%2")
     assert getattr(jobs.read("77_3", waits), "run", None) == place / "lr-3"
+
+
+def test_a_task_of_an_array_bears_the_array_s_number_and_its_own() -> None:
+    env = {"SLURM_JOB_ID": "77"}
+    assert (plans.job_number({}), plans.job_number(env)) == (None, "77")
+    assert plans.job_number({**env, "SLURM_ARRAY_JOB_ID": "77", "SLURM_ARRAY_TASK_ID": "0"}) == "77_0"
 
 
 def test_the_last_job_of_a_run_is_a_task_of_its_array_never_the_array() -> None:
