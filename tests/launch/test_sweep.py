@@ -11,7 +11,7 @@ import yaml
 from click.testing import CliRunner
 from scenes import at, attempt
 
-from launch import arrays, jobs, plans, results, slurm, snapshot, software, sweep
+from launch import arrays, jobs, plans, queue, results, slurm, snapshot, software, sweep
 from launch.cli import cli
 from launch.jobs import Job
 from launch.slurm import Submission, Wishes
@@ -344,6 +344,11 @@ def test_the_run_of_a_task_is_found_by_every_number_that_slurm_gives_it() -> Non
     assert [getattr(jobs.read(number, last), "run", None) for number in ("77_1", "77")] == [place / "lr-1", place]
     waits = SHOWN.replace("ArrayTaskId=1", "ArrayTaskId=1-3%2")
     assert getattr(jobs.read("77_3", waits), "run", None) == place / "lr-3"
+
+
+def test_an_array_that_is_too_large_for_the_cluster_is_refused_with_where_its_limit_stands() -> None:
+    why = queue.refusal("allocation failure: Invalid job array specification\n")
+    assert (why.mended_by_user, "`scontrol show config | grep MaxArraySize`" in why.sentence) == (True, True)
 
 
 def test_a_task_of_an_array_bears_the_array_s_number_and_its_own() -> None:
