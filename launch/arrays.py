@@ -39,6 +39,8 @@ def checked(path: Path, overrides: Sequence[str], wishes: Wishes, env: Mapping[s
 
     made = sweep.load(path, overrides, check)
     slurm.check(wishes, made.folder)
+    if any((made.folder / name).exists() for name in ("config.yaml", "job.json")):
+        raise ConfigError(f"{made.folder} is the folder of a single run; give the sweep another `name:`")
     sizes = sorted({slurm.processes(task.settings, wishes) for task in made.tasks})
     if len(sizes) > 1:
         raise ConfigError(

@@ -180,6 +180,14 @@ def test_one_array_has_one_number_of_processes() -> None:
     assert len(made(path, wishes=Wishes(procs=2)).tasks) == 2
 
 
+def test_a_sweep_does_not_move_into_the_folder_of_a_run() -> None:
+    run = rundir.create(parse.load(Path("x.yaml"), ["run.name=lr"]))
+    run.config.write_text("task: classify\n")
+    assert problems(written(grid={"train.seed": [0, 1]})) == (
+        f"{run.path.absolute()} is the folder of a single run; give the sweep another `name:`",
+    )
+
+
 def test_only_unfinished_runs_are_submitted_and_only_so_many_at_a_time() -> None:
     path = written(grid={"train.seed": [*range(8)]})
     found = made(path)
