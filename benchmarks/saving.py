@@ -38,7 +38,7 @@ def main(folder: Path) -> None:
         prepare(engine, config)
         run = rundir.create(config)
         about = About(("a", "b"), "none")
-        saver = Saver(run, engine, config.save, about, lambda _: None)
+        saver = Saver(run, engine, config.save, about, lambda *_: None)
         behind, before = (config.save.model_copy(update={"background": background}) for background in (True, False))
         engine.accelerator.prepare_optimizer(engine.optimizer)
         seconds: dict[str, list[float]] = {"background": [], "background, first": [], "foreground": [], "save_state": [], "write": []}

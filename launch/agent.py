@@ -34,7 +34,7 @@ OTHERS_S = 20.0
 """How long a node that has ended waits for the others to end too: the first to leave may end all of them (srun --kill-on-bad-exit)."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Run this node's part of a job; the exit code is that of the whole job where this node can know it."""
     told = _arguments().parse_args(arguments)
     try:

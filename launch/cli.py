@@ -79,7 +79,10 @@ def begin(config: Path, overrides: tuple[str, ...], nodes: int, procs: int, laun
     ours = "job" in submitted and submitted["job"] == plans.job_number(os.environ)
     by_hand = [*plans.sbatch(os.environ), "slurm/finetune.sh", str(config), *overrides]
     again = submitted.get("command", []) if ours else by_hand
-    click.echo(str(local.begin(settings, nodes, procs, launcher, again).absolute()))
+    attempt = local.begin(settings, nodes, procs, launcher, again).absolute()
+    for line in local.little_notice(rundir.RunDir.of(settings), os.environ):
+        click.echo(f"warning: {line}", err=True)
+    click.echo(str(attempt))
 
 
 @cli.command(context_settings=UNKNOWN)

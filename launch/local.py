@@ -1,21 +1,26 @@
 """Starting a run on this machine: refuse early, begin an attempt, then become the node's agent, or watch over several."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from launch import plans
+from launch import node_agent, plans
 from launch.plans import Launch
-from sft_dist import attempts, parse, preflight, rundir
+from launch.software import REPOSITORY
+from sft_dist import attempts, notice, parse, preflight, rundir
 from sft_dist.config import Config
 from sft_dist.plan import World
 from sft_dist.rundir import RunDir, write_json
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+WARNING_S = 600.0
+"""What slurm/finetune.sh asks for before the time limit (--signal=B:USR1@600); a flag of sbatch may say otherwise, which no job can see."""
 
 
 def checked(config: Path, overrides: tuple[str, ...], env: Mapping[str, str], world: int | None) -> tuple[Config, int]:
@@ -43,6 +48,18 @@ def begin(config: Config, nodes: int, procs: int, launcher: str, command: list[s
     return folder
 
 
+def little_notice(run: RunDir, env: Mapping[str, str]) -> list[str]:
+    """What to warn of where a save of this run takes longer than the Slurm that this runs under may wait for it."""
+    save_s = notice.longest_save_s(run)
+    if not save_s or "SLURM_JOB_ID" not in env:
+        return []
+    with suppress(OSError, subprocess.SubprocessError):
+        shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, timeout=30, check=True).stdout
+        if told := re.search(r"(?m)^KillWait\s*=\s*(\d+)", shown):
+            return notice.too_short_for_slurm(save_s, float(told[1]), WARNING_S)
+    return []
+
+
 def would_begin(config: Config) -> Path:
     """The folder that `begin` would make."""
     run = RunDir.of(config)
@@ -50,12 +67,11 @@ def would_begin(config: Config) -> Path:
 
 
 def start(launch: Launch, env: Mapping[str, str]) -> int:
-    """Run the launch on this machine and return its exit code; on one node this process becomes the agent, and does not return."""
+    """Run the launch on this machine and return its exit code. On one node this process is the agent, as a second Python would
+    only read the same files once more; what it runs is what `plans.agent` prints."""
     whole = plans.environment(launch, env)
     if launch.nodes == 1:
-        sys.stdout.flush()
-        command = plans.agent(launch, 0)
-        os.execve(command[0], command, whole)  # noqa: S606 (an argument list, no shell)
+        return _become_agent(plans.agent(launch, 0), whole)
     agents: list[subprocess.Popen[bytes]] = []
 
     def forward(number: int, _: object) -> None:
@@ -72,3 +88,14 @@ def start(launch: Launch, env: Mapping[str, str]) -> int:
         if code < 0:
             print(f"sft-launch: the agent of node {node} was killed by {signal.Signals(-code).name}", file=sys.stderr, flush=True)
     return next((code if code > 0 else 75 for code in codes if code), 0)
+
+
+def _become_agent(command: list[str], env: Mapping[str, str]) -> int:
+    """What `python -P -m launch.node_agent ...` does, in this process."""
+    os.environ.clear()
+    os.environ.update(env)
+    if not sys.flags.safe_path:
+        sys.path[0] = str(REPOSITORY)  # the folder that this was started in must not hide a library
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    return node_agent.become(command[command.index("launch.node_agent") + 1 :])

@@ -52,7 +52,9 @@ def run(config: Config, world: World, pulse: Pulse | None = None) -> RunDir:
     console = Console(quiet=world.rank != 0)
     with signals.watch() as request, Engine(config, world, pulse) as engine, _folder(config, plan, engine) as (folder, attempt):
         engine.check_same(f"{parse.to_yaml(config)}{splits.fingerprint}")
-        saver = Saver(folder, engine, config.save, About(splits.classes, splits.fingerprint), lambda landed: _tidy(folder, landed))
+        saver = Saver(
+            folder, engine, config.save, About(splits.classes, splits.fingerprint), lambda *landed: track.tidy(folder, attempt, *landed)
+        )
         parts = Parts(task, splits, config, plan, engine, folder, attempt, request, console, saver)
         progress = _start(parts)
         with _tracking(parts) as parts, saver.landing():
@@ -113,12 +115,6 @@ def _save(parts: Parts, progress: Progress) -> None:
         parts.tracker.flush()
     parts.saver.save(progress)
     say(parts.console, *parts.saver.warned())
-
-
-def _tidy(folder: RunDir, landed: Progress) -> None:
-    """The scores of a checkpoint that was committed; the predictions of the old best go only now."""
-    track.write_scores(folder, landed)
-    track.keep_predictions(folder, [entry["step"] for entry in (landed.best, landed.last) if entry])
 
 
 def _start(parts: Parts) -> Progress:
@@ -233,6 +229,7 @@ def _open_folder(config: Config, plan: Plan, engine: Engine, stack: ExitStack) -
     rundir.write_atomically(folder.path / "plan.json", plan.to_json())
     rundir.write_json(folder.path / "env.json", track.environment(str(engine.device)))
     lines = [*describe(plan, config, engine.device.type), ("run", f"{folder.path} (attempt {attempt})")]
+    lines += [("warning", line) for line in track.little_notice(folder)]
     say(Console(), *(f"{what:>9}  {how_much}" for what, how_much in lines))
     return folder, attempt
 

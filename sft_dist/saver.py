@@ -69,8 +69,8 @@ class Flight:
 class Saver:
     """The saves of a run, one at a time. All ranks must make the same calls; what goes wrong on one is raised on all."""
 
-    def __init__(self, run: RunDir, engine: Engine, settings: Save, about: About, landed: Callable[[Progress], None]) -> None:
-        """landed: called on rank 0 with the progress that a committed checkpoint holds."""
+    def __init__(self, run: RunDir, engine: Engine, settings: Save, about: About, landed: Callable[[Progress, float], None]) -> None:
+        """landed: called on rank 0 with the progress that a committed checkpoint holds, and the seconds that the save took."""
         self.run, self.engine, self.settings, self.about, self.landed = run, engine, settings, about, landed
         self.buffers: dict[tuple[str, str], Tensor] = {}
         self.flight: Flight | None = None
@@ -165,7 +165,7 @@ class Saver:
         if self.engine.is_main:
             keep, wanted = self.settings.keep, lambda: not flight.given_up
             if checkpoint.commit(self.run, flight.aside, files, flight.progress, self.about, keep, wanted):
-                self.landed(flight.progress)
+                self.landed(flight.progress, time.monotonic() - flight.started)
         return {}
 
     @torch.no_grad()

@@ -17,7 +17,7 @@ from typing import IO, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sft_dist import tally
+from sft_dist import notice, tally
 from sft_dist.datasets import Split
 from sft_dist.loop import StepResult
 from sft_dist.plan import Plan
@@ -134,6 +134,18 @@ def keep_predictions(run: RunDir, steps: Sequence[int]) -> None:
     for path in run.predictions.glob("step-*.jsonl"):
         if STEP.fullmatch(path.stem) and path.stem not in kept and path.stem < max(kept, default=""):
             path.unlink()
+
+
+def tidy(run: RunDir, attempt: int, landed: RunProgress, seconds: float) -> None:
+    """After a commit: its scores, how long it took, and no predictions but those of the best and the last; the old best's go only now."""
+    notice.note_save(run, attempt, landed.step, seconds)
+    write_scores(run, landed)
+    keep_predictions(run, [entry["step"] for entry in (landed.best, landed.last) if entry])
+
+
+def little_notice(run: RunDir) -> list[str]:
+    """What to warn of where the launcher, as this process sees it, would not wait for a save of this run."""
+    return notice.too_short(notice.longest_save_s(run), os.environ)
 
 
 def write_scores(run: RunDir, progress: RunProgress, test: Mapping[str, Any] | None = None) -> None:

@@ -14,7 +14,7 @@
 #SBATCH --output=sft-dist-%j.log
 set -u
 asked=none # a signal that comes before the ranks are started is kept for them
-trap 'asked=USR1' USR1
+trap 'asked=USR1' USR1 USR2
 trap 'asked=TERM' TERM
 
 cd "${SLURM_SUBMIT_DIR:?is not set: start this with sbatch}" || exit 78
@@ -56,7 +56,7 @@ forward() {
         for _ in {1..20}; do kill -0 "$step" 2>/dev/null && sleep 1; done # not one long sleep, which would outlive the job
     done &
 }
-trap 'forward USR1' USR1
+trap 'forward USR1' USR1 USR2
 trap 'forward TERM' TERM
 [ "$asked" = none ] || forward "$asked"
 while kill -0 "$step" 2>/dev/null; do wait "$step"; done
@@ -73,7 +73,7 @@ room=$([[ -z "$preempted" || "$preempted" < "$began" ]] || echo --made-room)
 [ "$asked" != TERM ] || [ -n "$room" ] || exit "$code"
 if again=$(launch again --over ${room:+"$room"} "$run") && [ "$start" -lt "${SFT_MAX_STARTS:-100}" ]; then
     echo "$(date +%T) $again; the job goes back into the queue"
-    trap - USR1 TERM && scontrol requeue "$number" && exec sleep 60 # Slurm ends it, and the job with it
+    trap - USR1 USR2 TERM && scontrol requeue "$number" && exec sleep 60 # Slurm ends it, and the job with it
     again="it could not be queued again; submit the same command"
 fi
 echo "$(date +%T) $again; the job ends here"

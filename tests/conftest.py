@@ -1,6 +1,7 @@
 """Fixtures that several tests share: where the real data is, and how ranks are started."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,9 @@ def real_weights(real_data: Path) -> Path:
     if not path.is_file():
         pytest.skip(f"no real weights at {path}")
     return path
+
+
+@pytest.fixture
+def saw(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Note what was seen of a fault, for the page docs/reliability.md."""
+    return lambda text: record_property("saw", text)

@@ -165,7 +165,7 @@ def test_it_can_be_lent_before_the_first_update(engine: Engine) -> None:
 def test_it_goes_on_after_a_save_and_a_restore_to_the_same_bits(run: RunDir, engine: Engine) -> None:
     ema = Ema(decay=0.99)
     train(engine, ema, 1, 4)
-    saver = Saver(run, engine, a_config().save, ABOUT, lambda _: None)
+    saver = Saver(run, engine, a_config().save, ABOUT, lambda *_: None)
     saver.save(Progress(step=4))
     saver.finish()
     at_save = everything(engine)
@@ -179,7 +179,7 @@ def test_it_goes_on_after_a_save_and_a_restore_to_the_same_bits(run: RunDir, eng
 
 def test_a_checkpoint_is_scored_with_its_average(run: RunDir, engine: Engine) -> None:
     train(engine, CONSTANT, 1, 4)
-    saver = Saver(run, engine, a_config().save, ABOUT, lambda _: None)
+    saver = Saver(run, engine, a_config().save, ABOUT, lambda *_: None)
     saver.save(Progress(step=4))
     saver.finish()
     mean, own = averages(engine), weights(engine)

@@ -96,7 +96,7 @@ def progress_at(step: int, best: int | None = None) -> Progress:
 
 
 def save(run: RunDir, engine: Engine, progress: Progress, keep: int) -> None:
-    saver = Saver(run, engine, a_config(save__keep=keep).save, ABOUT, lambda _: None)
+    saver = Saver(run, engine, a_config(save__keep=keep).save, ABOUT, lambda *_: None)
     saver.save(progress)
     saver.finish()
 

@@ -51,7 +51,7 @@ def step(engine: Engine) -> None:
     engine.update()
 
 
-def saver_of(run: RunDir, engine: Engine, landed: Callable[[Progress], None] = lambda _: None, **settings: object) -> Saver:
+def saver_of(run: RunDir, engine: Engine, landed: Callable[[Progress, float], None] = lambda *_: None, **settings: object) -> Saver:
     config = a_config(**{f"save__{key}": value for key, value in {"background": True, **settings}.items()})
     return Saver(run, engine, config.save, About(("cat", "dog"), "0123456789abcdef"), landed)
 
@@ -113,8 +113,8 @@ def poll_until(saver: Saver, over: Callable[[], bool]) -> None:
 
 
 def test_a_save_in_the_background_is_committed_by_polling_alone(run: RunDir, engine: Engine, disk: Disk) -> None:
-    landed: list[Progress] = []
-    saver = saver_of(run, engine, landed.append)
+    landed: list[Progress] = []  # the seconds are of no matter here
+    saver = saver_of(run, engine, lambda progress, _: landed.append(progress))
     saver.save(Progress(step=1))
     assert disk.began.wait(PATIENCE_S)
     saver.poll()
@@ -160,8 +160,8 @@ def test_the_next_save_waits_for_the_last(run: RunDir, engine: Engine, disk: Dis
 
 
 def test_finishing_waits_for_the_commit_and_does_nothing_where_nothing_is_in_flight(run: RunDir, engine: Engine) -> None:
-    landed: list[Progress] = []
-    saver = saver_of(run, engine, landed.append)
+    landed: list[Progress] = []  # the seconds are of no matter here
+    saver = saver_of(run, engine, lambda progress, _: landed.append(progress))
     saver.finish()
     saver.poll()
     saver.save(Progress(step=1))
@@ -191,8 +191,8 @@ def fill_up(disk: Disk) -> None:
 def test_an_error_behind_is_raised_at_the_next_poll_with_its_cause_and_nothing_is_committed(
     run: RunDir, engine: Engine, disk: Disk
 ) -> None:
-    landed: list[Progress] = []
-    saver = saver_of(run, engine, landed.append)
+    landed: list[Progress] = []  # the seconds are of no matter here
+    saver = saver_of(run, engine, lambda progress, _: landed.append(progress))
     saver.save(Progress(step=1))
     fill_up(disk)
     told = rf"^cannot save a checkpoint in {run.checkpoints}: no space is left \(0.0 MiB needed, \d+.\d MiB free\); there is no earlier checkpoint"
@@ -237,7 +237,7 @@ def test_a_bug_in_the_writer_ends_a_run_also_where_its_failures_may_be_gone_on_f
 
 
 def test_a_bug_in_the_commit_is_told_as_one(run: RunDir, engine: Engine) -> None:
-    saver = saver_of(run, engine, lambda progress: progress.no_such_thing)
+    saver = saver_of(run, engine, lambda progress, _: progress.no_such_thing)
     saver.save(Progress(step=1))
     with pytest.raises(WriterError, match="AttributeError: 'Progress' object has no attribute 'no_such_thing'"):
         saver.finish()

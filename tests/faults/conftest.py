@@ -50,9 +50,3 @@ def images(tmp_path):
             for i in range(count):
                 Image.new("RGB", (20, 20), (shade + i, 90, 40)).save(tmp_path / split / name / f"{i:02d}.png")
     return tmp_path
-
-
-@pytest.fixture
-def saw(record_property):
-    """Note what was seen, for the page docs/reliability.md."""
-    return lambda text: record_property("saw", text)

@@ -17,11 +17,11 @@ LIMIT_S = 180
 LISTENS = "0A"
 STARTED: "list[Started]" = []
 OWN_MACHINE = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}  # 127.0.0.1, ::1, ::ffff:127.0.0.1
-SLOW_DISK = """import os, sys
+SICK = """import os, sys
 if "RANK" in os.environ:
     sys.path.insert(0, {faults!r})
     import injections
-    injections.inject(injections.Fault("the disk is slow"))
+    injections.inject(injections.Fault({what!r}, step={step}))
     sys.path.remove({faults!r})
 """
 
@@ -174,6 +174,11 @@ def listening(pids: set[int]) -> dict[str, set[str]]:
 
 def slow_disk(folder: Path) -> str:
     """A folder for PYTHONPATH: the ranks that find it there need two seconds more for each file of a checkpoint."""
+    return sick(folder, "the disk is slow")
+
+
+def sick(folder: Path, what: str, step: int = 0) -> str:
+    """A folder for PYTHONPATH: the ranks that find it there suffer from this fault of the fault matrix, in this step."""
     folder.mkdir()
-    (folder / "sitecustomize.py").write_text(SLOW_DISK.format(faults=str(REPOSITORY / "tests" / "faults")))
+    (folder / "sitecustomize.py").write_text(SICK.format(faults=str(REPOSITORY / "tests" / "faults"), what=what, step=step))
     return str(folder)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from agents import REPOSITORY, Started, end_all, listening, slow_disk, start
+from agents import REPOSITORY, Started, end_all, listening, sick, slow_disk, start
 from ranks import free_port, largest_difference, rows
 
 from launch import why
@@ -51,6 +51,9 @@ class Ended:
         """The screen from its headline on, without what the ranks had said before."""
         return self.screen[self.screen.index("\nruns/") + 1 :]
 
+    def line(self, begins: str) -> str:
+        return line_of(self.screen, begins)
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
@@ -63,6 +66,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "config.yaml").write_text(json.dumps(CONFIG))
     yield folder
     end_all()
+
+
+def line_of(screen: str, begins: str) -> str:
+    """The first line of a screen that begins like this, but for what stands before on it."""
+    return next(line[line.index(begins) :] for line in screen.splitlines() if begins in line)
 
 
 def begin(folder: Path, name: str, *overrides: str, command: tuple[str, ...] = TWO, **env: str) -> Started:
@@ -118,6 +126,9 @@ def test_a_request_to_one_node_alone_saves_the_same_step_on_all(paused: Paused) 
 def test_nobody_is_killed_in_a_slow_save(paused: Paused) -> None:
     told = [path.name for path in paused.first.attempt.glob("node-*/rank-*") if path.suffix in (".json", ".err", ".stack")]
     assert told == []
+    took = [json.loads(line) for line in (paused.first.attempt / "saves.jsonl").read_text().splitlines()]
+    assert [save["step"] for save in took] == [4, 5]
+    assert all(save["seconds"] > 4 for save in took), "two files of two seconds each"
     assert not list(paused.first.attempt.parents[1].glob("checkpoints/.*"))
 
 
@@ -166,8 +177,9 @@ def lost(folder: Path) -> dict[str, Ended]:
     return found
 
 
-def test_a_rank_that_is_killed_is_named_with_its_signal(lost: dict[str, Ended]) -> None:
+def test_a_rank_that_is_killed_is_named_with_its_signal(lost: dict[str, Ended], saw: Callable[[str], None]) -> None:
     found = lost["killed"]
+    saw(found.line("first cause"))
     assert found.code == 75, found.screen
     assert ": killed from outside, " in found.cause.splitlines()[0]
     assert f"first cause  rank 1 on {socket.gethostname()}, in " in found.cause
@@ -176,8 +188,9 @@ def test_a_rank_that_is_killed_is_named_with_its_signal(lost: dict[str, Ended]) 
     assert "again?  yes: nothing in the run itself is known to be wrong" in found.cause
 
 
-def test_a_rank_that_stands_still_is_named_with_the_stack_of_the_one_that_waits(lost: dict[str, Ended]) -> None:
+def test_a_rank_that_stands_still_is_named_with_the_stack_of_the_one_that_waits(lost: dict[str, Ended], saw: Callable[[str], None]) -> None:
     found = lost["stopped"]
+    saw(found.line("first cause"))
     assert found.code == 75, found.screen
     assert ": a hang, " in found.cause.splitlines()[0]
     assert f"first cause  rank 1 on {socket.gethostname()} has been in " in found.cause
@@ -196,8 +209,9 @@ def test_the_third_attempt_without_a_new_checkpoint_is_the_last(lost: dict[str, 
     assert "again?  no: the last 3 attempts ended without a checkpoint further than before" in found.cause
 
 
-def test_ranks_without_their_agent_save_and_leave_and_the_node_is_named(lost: dict[str, Ended]) -> None:
+def test_ranks_without_their_agent_save_and_leave_and_the_node_is_named(lost: dict[str, Ended], saw: Callable[[str], None]) -> None:
     found = lost["without agent"]
+    saw(found.line("sft-launch: the agent"))
     assert found.code == 75, found.screen
     assert "stopped as asked; the same command goes on from there" in found.screen
     assert "sft-launch: the agent of node 1 was killed by SIGKILL" in found.screen
@@ -239,6 +253,20 @@ def test_what_only_a_node_can_find_is_the_users_mistake_whatever_its_path_is_cal
     assert f"{HOSTILE}/train/b/" in record["message"]
     assert "again?  no: the same mistake would be made again" in started.screen
     assert not list(folder.rglob("owned"))
+
+
+def test_the_same_death_in_the_same_step_is_not_tried_for_ever(folder: Path, saw: Callable[[str], None]) -> None:
+    ill = sick(folder / "ill", "killed in forward", step=6)
+    found = []
+    for _ in range(3):  # the first one comes as far as a checkpoint
+        started = begin(folder, "same", "save.every=4 steps", command=("launch", "run", "--procs", "1"), PYTHONPATH=f"{REPOSITORY}:{ill}")
+        found.append(ended(started))
+    assert [each.code for each in found] == [75, 75, 93], found[-1].screen
+    saw(found[2].line("again?"))
+    assert "again?  yes: nothing in the run itself is known to be wrong" in found[0].cause
+    assert "first cause  rank 0 on " in found[2].cause
+    assert "in forward of step 6" in found[2].cause
+    assert "again?  no: the last 3 attempts ended with the same error at the same step, 6" in found[2].cause
 
 
 # --- one node ------------------------------------------------------------------------------------------------------------------------
@@ -295,7 +323,7 @@ def test_nodes_with_other_code_refuse_to_run_and_say_where_it_differs(folder: Pa
     assert (verdict.kind, verdict.code, verdict.retry) == ("machine", 78, False)
 
 
-def test_a_port_that_is_taken_and_a_head_that_is_not_there_are_named(folder: Path) -> None:
+def test_a_port_that_is_taken_and_a_head_that_is_not_there_are_named(folder: Path, saw: Callable[[str], None]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -310,6 +338,8 @@ def test_a_port_that_is_taken_and_a_head_that_is_not_there_are_named(folder: Pat
     assert f"cannot listen on 127.0.0.1:{port} ({socket.gethostname()}): Address already in use" in head.screen
     assert f"node 1 ({socket.gethostname()}) cannot reach the head at 127.0.0.1:{nobody}: " in lonely.screen
     assert "node 1 of 2 did not come to 127.0.0.1:" in waiting.screen
+    for each, start_of in ((head, "cannot listen"), (lonely, "node 1 ("), (waiting, "node 1 of 2")):
+        saw(line_of(each.screen, start_of))
     kinds = [why.look(RunDir(folder / "runs" / name)).kind for name in ("taken", "lonely", "waiting")]
     assert kinds == ["machine", "infrastructure", "infrastructure"]
     assert not [line for each in (head, lonely, waiting) for line in each.screen.splitlines() if "Traceback" in line]

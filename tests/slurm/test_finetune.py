@@ -37,7 +37,7 @@ def array(cluster, home):
     script.write_text("\n".join(["#!/bin/bash", *flags, pick, call, ""]))
     job = cluster.sbatch(REPOSITORY, "--array=0-2", "--nodes=2", "--cpus-per-task=2", f"--output={home.path}/array-%a.log", str(script))
     wait_for_step(home.run("zero2"), 5, limit_s=240)
-    cluster.scancel("--batch", "--signal=USR1", f"{job}_1")
+    cluster.scancel("--batch", "--signal=USR2", f"{job}_1")  # what --signal=B:USR2@600 sends: some sites need USR1 for themselves
     return job
 
 
@@ -56,7 +56,7 @@ def test_only_the_task_of_an_array_that_was_asked_is_started_again(array, cluste
     assert [home.attempts(strategy) for strategy in STRATEGIES] == [1, 2, 1]
 
 
-def test_a_warning_before_the_time_limit_saves_queues_again_and_goes_on(submit, cluster, home):
+def test_a_warning_before_the_time_limit_saves_queues_again_and_goes_on(submit, cluster, home, saw):
     job = submit("limit")
     wait_for_step(home.run("limit"), 5)
     cluster.scancel("--batch", "--signal=USR1", job)
@@ -64,12 +64,19 @@ def test_a_warning_before_the_time_limit_saves_queues_again_and_goes_on(submit, 
     saved = home.outcome("limit")
     assert (saved["outcome"], saved["reason"]) == ("saved", "asked to stop by SIGUSR1")
     cluster.assert_nothing_is_left(job)
+    with (home.run("limit") / "attempts" / "1" / "saves.jsonl").open("a") as saves:
+        saves.write('{"step": 5, "seconds": 41.0}\n')
     ended = cluster.wait(job, "COMPLETED")
     assert (ended["Restarts"], ended["ExitCode"], home.attempts("limit")) == ("1", "0:0", 2)
     assert home.outcome("limit")["outcome"] == "done"
     assert home.strays("limit") < EXACT
+    saw(
+        f"saved step {saved['step']}, {saved['reason']}; queued again; COMPLETED after {ended['Restarts']} restart with the curve of one process"
+    )
     log = (home.path / "limit.log").read_text()
     assert [log.count(line) for line in ("(attempt 1)", "(attempt 2)", f"resumed at step {saved['step']}\n", "done: ")] == [1, 1, 1, 1]
+    assert log.count("warning: a save of this run took 41 s, but after scancel Slurm kills in 30 s (KillWait)") == 1  # row 9
+    saw(next(line for line in log.splitlines() if line.startswith("warning: ")))
     cluster.assert_nothing_is_left(job)
 
 
@@ -88,7 +95,7 @@ def test_a_preempted_job_queues_again_and_goes_on(submit, cluster, home, partiti
     cluster.assert_nothing_is_left(job)
 
 
-def test_a_job_that_lost_a_node_queues_again_and_goes_on_when_there_are_two(submit, cluster, home):
+def test_a_job_that_lost_a_node_queues_again_and_goes_on_when_there_are_two(submit, cluster, home, saw):
     job = submit("lost")
     wait_for_step(home.run("lost"), 6)
     cluster.lose_node("n2")
@@ -98,10 +105,13 @@ def test_a_job_that_lost_a_node_queues_again_and_goes_on_when_there_are_two(subm
     ended = cluster.wait(job, "COMPLETED")
     assert (ended["Restarts"], ended["NumNodes"], home.attempts("lost")) == ("1", "2", 2)
     assert home.strays("lost") < EXACT
+    saw(
+        f"COMPLETED on {ended['NumNodes']} nodes after {ended['Restarts']} restart, {home.attempts('lost')} attempts counted, with the curve of one process"
+    )
     cluster.assert_nothing_is_left(job)
 
 
-def test_a_cancelled_job_saves_and_is_not_queued_again(submit, cluster, home):
+def test_a_cancelled_job_saves_and_is_not_queued_again(submit, cluster, home, saw):
     job = submit("cancelled")
     wait_for_step(home.run("cancelled"), 5)
     cluster.scancel(job)
@@ -109,6 +119,7 @@ def test_a_cancelled_job_saves_and_is_not_queued_again(submit, cluster, home):
     assert ended["Restarts"] == "0"
     told = home.outcome("cancelled")
     assert (told["outcome"], told["reason"]) == ("saved", "asked to stop by SIGTERM")
+    saw(f"one save, of step {told['step']}; {told['reason']}; CANCELLED, no process left")
     assert (home.run("cancelled") / "checkpoints" / "latest").read_text().strip() == f"step-{told['step']:08d}"
     cluster.assert_nothing_is_left(job)
 
