@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from launch import jobs, plans, results, slurm, snapshot, software, sweep, whose
 from launch.jobs import Job
@@ -84,7 +85,7 @@ def submit(
         rundir.create(task.settings)
     code = snapshot.make(RunDir(made.folder), files)
     configs = code / snapshot.CONFIGS
-    about = {"cluster": jobs.cluster(env), "name": job.name, "submitted_ns": time.time_ns(), "submit_dir": str(Path.cwd())}
+    about: dict[str, Any] = {"cluster": jobs.cluster(env), "name": job.name, "submitted_ns": time.time_ns(), "submit_dir": str(Path.cwd())}
     about |= {"command": [*command], "argv": slurm.argv(job), "code": str(code), "world": job.world}
     place = {"configs": str(configs.relative_to(made.folder))}
     write_json(made.folder / results.RECORD, {"job": None, **about, **place})  # before there is a task that looks for it
@@ -134,7 +135,8 @@ def cancel(found: Found, save: bool, limit_s: float, env: Mapping[str, str]) -> 
 
 def _no_second(made: Sweep, job: Submission, env: Mapping[str, str]) -> list[str]:
     """Raises ConfigError for every run that a job makes already; returns what could not be found out."""
-    notes, wrong = [], []
+    notes: list[str] = []
+    wrong: list[str] = []
     for task in made.unfinished:
         try:
             notes += filter(None, [whose.refuse_a_second(task.run, job.wishes, env)])
