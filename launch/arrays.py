@@ -92,7 +92,7 @@ def submit(
     number = jobs.submit(job, env)
     write_json(made.folder / results.RECORD, {"job": number, **about, **place})
     for task in made.unfinished:
-        own = {"job": f"{number}_{task.number}", "log": str(made.folder / f"slurm-{number}_{task.number}.log")}
+        own: dict[str, Any] = {"job": f"{number}_{task.number}", "log": str(made.folder / f"slurm-{number}_{task.number}.log")}
         own |= {"command": slurm.typed(configs / f"{task.number}.yaml", (), job.wishes)}
         write_json(task.run.path / "job.json", {**about, **own})
     return number, notes
