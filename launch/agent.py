@@ -81,7 +81,7 @@ def _run(place: Place, limits: Limits, run: RunDir, arguments: list[str], patien
     except Exception as raised:  # whatever it is, the others and the batch script must find a last word
         error = _as_ours(raised)
         with suppress(MachineError):
-            attempts.write_failure(place.folder, _refusal(error, place), over=False)
+            attempts.write_failure(place.folder, _refusal(error, place), replace=False)
         with suppress(MachineError):
             _write_exit(place, run, getattr(error, "exit_code", 1), watch)
         raise error from raised

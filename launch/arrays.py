@@ -5,8 +5,10 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from launch import jobs, plans, results, slurm, snapshot, software, sweep
+from launch import jobs, plans, results, slurm, snapshot, software, sweep, whose
+from launch.jobs import Job
 from launch.slurm import Submission, Wishes
 from launch.sweep import Sweep
 from launch.words import plain
@@ -38,7 +40,7 @@ def checked(path: Path, overrides: Sequence[str], wishes: Wishes, env: Mapping[s
         preflight.check(config, World(size=wishes.nodes * procs, local_size=procs), told)
 
     made = sweep.load(path, overrides, check)
-    slurm.check(wishes, made.folder)
+    slurm.check(wishes, made.folder, env)
     if any((made.folder / name).exists() for name in ("config.yaml", "job.json")):
         raise ConfigError(f"{made.folder} is the folder of a single run; give the sweep another `name:`")
     sizes = sorted({slurm.processes(task.settings, wishes) for task in made.tasks})
@@ -71,39 +73,29 @@ def runs(made: Sweep) -> list[str]:
 
 def submit(
     made: Sweep, job: Submission, files: Mapping[str, bytes], command: Sequence[str], env: Mapping[str, str]
-) -> tuple[str, str | None]:
-    """Ask Slurm, freeze the sweep in its folder, submit: the array's number, and what makes it wait. command: what a person types."""
-    wrong: list[str] = []
-    for task in made.unfinished:
-        try:
-            jobs.refuse_a_second(task.run, job.wishes, env)
-        except ConfigError as error:
-            wrong += error.problems
-    if wrong:
-        raise ConfigError(wrong)
-    waits = jobs.test(job, env)
+) -> tuple[str, list[str]]:
+    """Ask Slurm, freeze the sweep in its folder, submit: the array's number, and what the user should know. command: what a person types."""
+    notes = _no_second(made, job, env)
+    if waits := jobs.test(job, env):
+        notes.append(f"Slurm cannot start this now ({waits}); it will wait")
     shared = any(task.settings.run.shared for task in made.tasks)
     with rundir.writing(made.folder):
         made.folder.mkdir(mode=0o777 if shared else 0o700, parents=True, exist_ok=True)
     for task in made.unfinished:
         rundir.create(task.settings)
     code = snapshot.make(RunDir(made.folder), files)
-    about = {
-        "configs": str((code / snapshot.CONFIGS).relative_to(made.folder)),
-        "command": [*command],
-        "code": str(code),
-        "world": job.world,
-    }
-    write_json(made.folder / results.RECORD, about)  # before there is a task that looks for it
+    configs = code / snapshot.CONFIGS
+    about: dict[str, Any] = {"cluster": jobs.cluster(env), "name": job.name, "submitted_ns": time.time_ns(), "submit_dir": str(Path.cwd())}
+    about |= {"command": [*command], "argv": slurm.argv(job), "code": str(code), "world": job.world}
+    place = {"configs": str(configs.relative_to(made.folder))}
+    write_json(made.folder / results.RECORD, {"job": None, **about, **place})  # before there is a task that looks for it
     number = jobs.submit(job, env)
-    about |= {"job": number, "submitted_ns": time.time_ns(), "submit_dir": str(Path.cwd()), "argv": slurm.argv(job)}
-    write_json(made.folder / results.RECORD, about)
+    write_json(made.folder / results.RECORD, {"job": number, **about, **place})
     for task in made.unfinished:
-        config = code / snapshot.CONFIGS / f"{task.number}.yaml"
-        own = {"job": f"{number}_{task.number}", "command": slurm.typed(config, (), job.wishes)}
-        own |= {"log": str(made.folder / f"slurm-{number}_{task.number}.log")}
+        own: dict[str, Any] = {"job": f"{number}_{task.number}", "log": str(made.folder / f"slurm-{number}_{task.number}.log")}
+        own |= {"command": slurm.typed(configs / f"{task.number}.yaml", (), job.wishes)}
         write_json(task.run.path / "job.json", {**about, **own})
-    return number, waits
+    return number, notes
 
 
 def find(told: str, env: Mapping[str, str]) -> Found | None:
@@ -120,14 +112,17 @@ def find(told: str, env: Mapping[str, str]) -> Found | None:
 
 def status(found: Found, env: Mapping[str, str]) -> list[str]:
     """The table of a sweep as it stands, with what Slurm says of each task."""
-    live = jobs.live_tasks(found.job, env) if found.job else None
-    reasons = results.waiting(live or {})
-    return [*results.text(results.read(found.folder, live=live)), *(["", *reasons] if reasons else [])]
+    other = _elsewhere(found, env)
+    live = _live(found, env) if found.job and not other else None
+    told = [other] if other else results.waiting(live or {})
+    return [*results.text(results.read(found.folder, live=live)), *(["", *told] if told else [])]
 
 
 def cancel(found: Found, save: bool, limit_s: float, env: Mapping[str, str]) -> Iterator[str]:
     """Cancel what is left of a sweep's array; with `save` one task after the other, the last first, so that none starts meanwhile."""
-    live = jobs.live_tasks(found.job, env) if found.job else {}
+    if other := _elsewhere(found, env):
+        raise ConfigError(other)
+    live = _live(found, env)
     if found.job is None or not live:
         yield f"{found.folder}: no task of it waits or runs"
     elif save:
@@ -136,3 +131,32 @@ def cancel(found: Found, save: bool, limit_s: float, env: Mapping[str, str]) -> 
     else:
         jobs.cancel(found.job, env)
         yield f"job {found.job} is cancelled, with {len(live)} task(s); each saves if that is faster than the cluster's KillWait (--save waits for it)"
+
+
+def _no_second(made: Sweep, job: Submission, env: Mapping[str, str]) -> list[str]:
+    """Raises ConfigError for every run that a job makes already; returns what could not be found out."""
+    notes: list[str] = []
+    wrong: list[str] = []
+    for task in made.unfinished:
+        try:
+            notes += filter(None, [whose.refuse_a_second(task.run, job.wishes, env)])
+        except ConfigError as error:
+            wrong += error.problems
+    if wrong:
+        raise ConfigError(wrong)
+    return notes
+
+
+def _elsewhere(found: Found, env: Mapping[str, str]) -> str | None:
+    """Why this machine's Slurm cannot be asked about a sweep; None if it can."""
+    there = read_json(found.folder / results.RECORD).get("cluster")
+    if not found.job or not there or (here := jobs.cluster(env)) == there:
+        return None
+    return f"job {found.job} was submitted on cluster {there}, and this machine's is {here}: ask there"
+
+
+def _live(found: Found, env: Mapping[str, str]) -> dict[int, Job]:
+    """The tasks that wait or run; none where the number was given anew to a job that does not run this sweep's snapshot."""
+    job = jobs.look(found.job, env) if found.job else None
+    ours = job is not None and job.run is not None and job.run.resolve() == found.folder.resolve()
+    return jobs.live_tasks(job.number, env) if job and ours else {}

@@ -68,21 +68,20 @@ def begin(config: Path, overrides: tuple[str, ...], nodes: int, procs: int, laun
 
     For scripts that start the agents themselves: slurm/finetune.sh.
     """
-    from launch import local, plans
+    from launch import local, plans, software, whose
     from sft_dist import rundir
 
     settings, _ = local.checked(config, overrides, os.environ, nodes * procs)
     if done := rundir.finished(settings):
         click.echo("\n".join(["this run is finished; a longer train.duration goes on from its end", *rundir.summary(done)]), err=True)
         return
-    submitted = rundir.read_json(rundir.RunDir.of(settings).path / "job.json")
-    ours = "job" in submitted and submitted["job"] == plans.job_number(os.environ)
-    by_hand = [*plans.sbatch(os.environ), "slurm/finetune.sh", str(config), *overrides]
-    again = submitted.get("command", []) if ours else by_hand
-    attempt = local.begin(settings, nodes, procs, launcher, again).absolute()
-    for line in local.little_notice(rundir.RunDir.of(settings), os.environ):
+    run = rundir.RunDir.of(settings)
+    told = whose.command_of(run, plans.job_number(os.environ), software.REPOSITORY)
+    again = told or [*plans.sbatch(os.environ), "slurm/finetune.sh", str(config), *overrides]
+    folder = local.begin(settings, nodes, procs, launcher, again, plans.job_here([str(config), *overrides], os.environ))
+    for line in local.little_notice(run, os.environ):
         click.echo(f"warning: {line}", err=True)
-    click.echo(str(attempt))
+    click.echo(str(folder.absolute()))
 
 
 @cli.command(context_settings=UNKNOWN)

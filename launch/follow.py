@@ -6,6 +6,7 @@ from pathlib import Path
 
 from launch import queue, why
 from launch.jobs import FORGOTTEN, Job
+from launch.whose import Found
 from launch.words import cut, rows
 from sft_dist import attempts
 from sft_dist.errors import ConfigError
@@ -14,12 +15,13 @@ from sft_dist.rundir import RunDir, read_json, read_rows
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-def status(number: str | None, job: Job | None, run: RunDir | None) -> list[str]:
+def status(found: Found) -> list[str]:
     """The job's state and why it waits, and the run's progress from its own folder."""
-    lines = rows("job", _job(number, job)) if number else []
+    told = [found.stranger] if found.stranger else _job(found.number, found.job) if found.number else []
+    lines = rows("job", told) if told else []
     lines += (
-        rows("run", _run(run, job))
-        if run
+        rows("run", _run(found.run, found.job))
+        if found.run
         else rows("run", ["not known: this job was not submitted by sft-launch; name its folder instead"])
     )
     return [cut(line) if len(line) < 100 else line for line in lines]
@@ -86,13 +88,13 @@ def _run(run: RunDir, job: Job | None) -> list[str]:
 
 
 def _progress(run: RunDir) -> list[str]:
-    found = read_rows(run.metrics)
-    last = {row["kind"]: row for row in found}
+    whole = [row for row in read_rows(run.metrics) if isinstance(row, dict) and isinstance(row.get("epoch"), int | float)]
+    last = {row.get("kind"): row for row in whole}
     total = read_json(run.path / "plan.json").get("total_steps", "?")
     lines = []
     for row in last.values():
         scores = [f"{name} {value:.4g}" for name, value in row.items() if isinstance(value, int | float) and "/" in name]
-        lines.append(f"step {row['step']} of {total}, epoch {row['epoch']:.2f}: {'  '.join(scores[:6])}")
+        lines.append(f"step {row.get('step')} of {total}, epoch {row['epoch']:.2f}: {'  '.join(scores[:6])}")
     return [*lines, f"last checkpoint: step {run.saved_step}" if run.saved_step else "no checkpoint yet"]
 
 

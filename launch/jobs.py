@@ -1,4 +1,4 @@
-"""Jobs as Slurm sees them, by its own commands: submit, look, signal, cancel; and which run a job makes."""
+"""Jobs as Slurm sees them, by its own commands: submit, look, signal, cancel."""
 
 import re
 import shutil
@@ -11,13 +11,13 @@ from typing import Any
 
 from launch import queue, slurm
 from launch.slurm import Submission
-from sft_dist import attempts
 from sft_dist.errors import ConfigError, MachineError
 from sft_dist.rundir import RunDir, read_json
 
 NUMBER = re.compile(r"[1-9][0-9]*(?:_[0-9]+)?")
 LIMIT_S = 120.0
 """For one of Slurm's commands: a busy controller answers within a minute, or not at all."""
+MAY_SAVE = ("RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING")
 FORGOTTEN = "Slurm no longer knows it: scontrol forgets a job some minutes after its end (MinJobAge)"
 
 
@@ -25,7 +25,8 @@ FORGOTTEN = "Slurm no longer knows it: scontrol forgets a job some minutes after
 class Job:
     """What Slurm knows of a job. start: when it began, or is expected to. log: where the batch script writes.
 
-    run: the folder of the run, if sft-launch submitted it; of the sweep, where the number is that of a whole array.
+    run: the folder of the run, if sft-launch submitted it; of the sweep, where the number is that of a whole array. command: the script
+    and its arguments; empty where only the accounting knows it.
     """
 
     number: str
@@ -37,6 +38,8 @@ class Job:
     nodes: str = ""
     log: Path | None = None
     run: Path | None = None
+    name: str = ""
+    command: str = ""
 
     @property
     def live(self) -> bool:
@@ -50,14 +53,6 @@ class Answer:
     code: int
     out: str
     err: str
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a user means by RUN|JOBID: a run, a job, or a run and its last job. job: its number."""
-
-    run: RunDir | None
-    job: str | None
 
 
 def ask(command: Sequence[str], env: Mapping[str, str]) -> Answer:
@@ -127,51 +122,18 @@ def read(number: str, shown: str) -> Job | None:
         value(r"NumNodes=(\S+)"),
         Path(log) if log else None,
         Path(run) if run else None,
+        name[1] if (name := re.search(r"^JobId=.*?JobName=(.*)$", shown, re.MULTILINE)) else "",
+        value(r"Command=(.*)$"),
     )
 
 
-MAY_SAVE = ("RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING")
-
-
-def find(told: str, env: Mapping[str, str]) -> Found:
-    """The run and the job that RUN|JOBID names. Raises ConfigError where it is neither."""
-    if Path(told).is_dir():
-        run = RunDir(Path(told))
-        number = last_job(run)
-        if number is None and not attempts.numbers(run) and not run.config.exists():
-            raise ConfigError(f"{told} is neither the folder of a run, nor has a job been submitted for it")
-        return Found(run, number)
-    if not NUMBER.fullmatch(told):
-        raise ConfigError(f"{told!r} is neither a folder nor the number of a job")
-    job = look(told, env)
-    if job is None:
-        raise ConfigError(f"job {told}: {FORGOTTEN}, or never did; name the run's folder instead")
-    return Found(RunDir(job.run) if job.run and job.run.is_dir() else None, told)
-
-
-def last_job(run: RunDir) -> str | None:
-    """The job that was submitted last for a run, or that began an attempt last (one that was submitted by hand)."""
-    made = attempts.numbers(run)
-    submitted = read_json(run.path / "job.json")
-    begun = read_json(attempts.folder(run, made[-1]) / "attempt.json") if made else {}
-    by_hand = re.match(rf"Slurm job ({NUMBER.pattern})", str(begun.get("launcher", "")))
-    if by_hand and begun.get("started_ns", 0) > submitted.get("submitted_ns", 0):
-        return by_hand[1]
-    told = str(submitted.get("job", ""))
-    return told if NUMBER.fullmatch(told) else None
-
-
-def refuse_a_second(run: RunDir, wishes: slurm.Wishes, env: Mapping[str, str]) -> None:
-    """Raises ConfigError where a job for the run is in the queue already, unless the new one says that it depends on another."""
-    number = last_job(run)
-    if number is None or any(slurm.is_flag(flag, name) for flag in wishes.others for name in ("--dependency", "-d")):
-        return
-    job = look(number, env)
-    if job and job.live:
-        raise ConfigError(
-            f"{run.path} has a job already: {number} {queue.state_in_words(job.state)}; cancel that (sft-launch slurm cancel {number}), "
-            f"use another run.name, or let the new one follow it (-- --dependency=afterany:{number})"
-        )
+def cluster(env: Mapping[str, str]) -> str:
+    """The name of the cluster that Slurm's commands speak to."""
+    answer = ask(["scontrol", "show", "config"], env)
+    name = re.search(r"^ClusterName\s*=\s*(\S+)", answer.out, re.MULTILINE)
+    if answer.code or name is None:
+        raise _refused(answer, "scontrol does not answer")
+    return name[1]
 
 
 def live_tasks(number: str, env: Mapping[str, str]) -> dict[int, Job]:
@@ -233,14 +195,14 @@ def _accounted(number: str, env: Mapping[str, str]) -> Job | None:
     """What the accounting knows, where there is one."""
     if shutil.which("sacct", path=env.get("PATH")) is None:
         return None
-    told = ask(["sacct", "-j", number, "-X", "-n", "-P", "--format=State,ExitCode,Start,NNodes"], env)
-    fields = told.out.strip().splitlines()[-1].split("|") if told.code == 0 and told.out.strip() else []
-    if len(fields) != 4:
+    told = ask(["sacct", "-j", number, "-X", "-n", "-P", "--format=State,ExitCode,Start,NNodes,JobName"], env)
+    fields = told.out.strip().splitlines()[-1].split("|", 4) if told.code == 0 and told.out.strip() else []
+    if len(fields) != 5:
         return None
-    return Job(number, fields[0].split()[0], exit_code=fields[1], start=fields[2], nodes=fields[3])
+    return Job(number, fields[0].split()[0], exit_code=fields[1], start=fields[2], nodes=fields[3], name=fields[4])
 
 
 def _refused(answer: Answer, doing: str | None = None) -> ConfigError | MachineError:
     why = queue.refusal(answer.err or answer.out)
-    sentence = f"{doing}: {why.sentence}" if doing else why.sentence
+    sentence = f"{doing}: {why.sentence.removeprefix(queue.REFUSED)}" if doing else why.sentence
     return ConfigError(sentence) if why.mended_by_user else MachineError(sentence)

@@ -1,9 +1,9 @@
 """`sft-launch lint`: the mistakes of somebody's job script or launch line, with the line, why it is one, and what to write instead."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from launch import rules, shell
+from launch import launchers, rules, shell
 from launch.rules import Rule, seen
 from launch.words import plain
 
@@ -13,20 +13,26 @@ RULES = (
     Rule(
         "accelerate-cpu",
         "accelerate launch --cpu --num_processes N starts one process, and says nothing",
-        rules.accelerate_cpu,
+        launchers.accelerate_cpu,
         "torchrun --nproc-per-node N, or ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes N",
     ),
     Rule(
         "accelerate-machine-rank",
         "without a machine rank all machines believe to be the first, or the launcher ends in a TypeError",
-        rules.accelerate_machine_rank,
+        launchers.accelerate_machine_rank,
         "--machine_rank $SLURM_NODEID, expanded inside the task: srun bash -c 'exec accelerate launch ... --machine_rank $SLURM_NODEID ...'",
     ),
     Rule(
         "accelerate-config",
         "accelerate launch reads a configuration in the user's cache folder for whatever it is not told, and does not say so",
-        rules.accelerate_config,
+        launchers.accelerate_config,
         "--config_file with a file that lies beside the script",
+    ),
+    Rule(
+        "accelerate-orphan",
+        "accelerate launch with one process does not hand a signal on: it ends, and what it has started lives on",
+        launchers.accelerate_orphan,
+        "the same command without it: python x.py",
     ),
     Rule(
         "rdzv-conf-backend",
@@ -37,19 +43,19 @@ RULES = (
     Rule(
         "c10d-node-rank",
         "with c10d --node-rank is ignored, and rank 0 may sit on any node",
-        rules.c10d_node_rank,
+        launchers.c10d_node_rank,
         "--node-rank with --master-addr and --master-port (static), or c10d without --node-rank",
     ),
     Rule(
         "own-rendezvous",
         "every node makes an id of its own, and two different rendezvous never meet",
-        rules.own_rendezvous,
+        launchers.own_rendezvous,
         "--rdzv-id $SLURM_JOB_ID",
     ),
     Rule(
         "deepspeed-launcher",
         "the deepspeed launcher starts nodes by ssh behind Slurm's back, and exits 0 when its inner launcher is killed",
-        rules.deepspeed_launcher,
+        launchers.deepspeed_launcher,
         "srun with one torchrun a node; DeepSpeed itself does not need its launcher",
     ),
     Rule(
@@ -89,15 +95,33 @@ RULES = (
         "#SBATCH --open-mode=append",
     ),
     Rule(
+        "restart-count",
+        "SLURM_RESTART_COUNT is not set when a job starts for the first time",
+        rules.restart_count,
+        "${SLURM_RESTART_COUNT:-0}",
+    ),
+    Rule(
+        "after-requeue",
+        "scontrol requeue kills the script that calls it: what stands behind may never run",
+        rules.after_requeue,
+        "do it before scontrol requeue",
+    ),
+    Rule(
         "signal-not-to-batch",
         "without B: the signal goes to the steps, and the trap of this script never hears it",
         rules.signal_to_steps,
         "#SBATCH --signal=B:USR1@600",
     ),
     Rule(
+        "untrapped-signal",
+        "nobody hears it: the batch shell dies of a signal for which it has no trap, and the job with it",
+        rules.untrapped_signal,
+        "trap HANDLER USR1, or without B: for the steps",
+    ),
+    Rule(
         "usr1-to-torchrun",
         "USR1 ends torchrun's agent and orphans its workers",
-        rules.usr1_to_torchrun,
+        launchers.usr1_to_torchrun,
         "--signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1, and expect exit code 1 even after a clean save",
     ),
     Rule(
@@ -139,26 +163,38 @@ RULES = (
     Rule(
         "worlds-per-node",
         "each of the tasks starts a launcher with processes of its own, all for the same GPUs",
-        rules.worlds_per_node,
+        launchers.worlds_per_node,
         "--ntasks-per-node=1: one launcher a node",
     ),
     Rule(
         "one-thread",
         "launchers set OMP_NUM_THREADS=1 where several processes start, and loading and CPU work crawl",
-        rules.one_thread,
+        launchers.one_thread,
         "export OMP_NUM_THREADS=$((SLURM_CPUS_PER_TASK / processes of a node))",
     ),
     Rule(
         "killed-while-saving",
         "torchrun exits 1 after a signal even if all ranks saved: the first node to finish then kills the others while they save",
-        rules.killed_while_saving,
+        launchers.killed_while_saving,
         "srun --kill-on-bad-exit=0, or an agent that exits 0 after a clean save (python -m launch.node_agent)",
     ),
     Rule(
         "short-shutdown",
         "torchrun kills its workers 30 s after a signal, also while they save",
-        rules.short_shutdown,
+        launchers.short_shutdown,
         "export PET_SHUTDOWN_TIMEOUT=600",
+    ),
+    Rule(
+        "gpu-bind",
+        "it hides the GPUs of a node from the launcher's processes: no peer access, and local ranks find one GPU only",
+        rules.bound_gpus,
+        "--gpu-bind=none",
+    ),
+    Rule(
+        "no-overlap",
+        "a step of all the job's resources runs: this one waits until it has ended",
+        rules.no_overlap,
+        "srun --overlap",
     ),
     Rule(
         "leaked-ranks",
@@ -193,7 +229,8 @@ def lint(text: str) -> list[Mistake]:
     """The mistakes in a script, by line; nothing of it is run."""
     script = shell.read(text)
     found = {(line, rule.name): Mistake(line, rule.name, rule.fact, rule.fix) for rule in RULES for line in rule.find(script)}
-    return [found[place] for place in sorted(found)]
+    inner = [replace(each, line=document.line + each.line - 1) for document in script.submitted for each in lint(document.text)]
+    return sorted([*found.values(), *inner], key=lambda mistake: (mistake.line, mistake.name))
 
 
 def screen(name: str, mistakes: Sequence[Mistake]) -> list[str]:

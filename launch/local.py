@@ -33,17 +33,17 @@ def checked(config: Path, overrides: tuple[str, ...], env: Mapping[str, str], wo
     return settings, size
 
 
-def begin(config: Config, nodes: int, procs: int, launcher: str, command: list[str]) -> Path:
+def begin(config: Config, nodes: int, procs: int, launcher: str, command: list[str], job: Mapping[str, str] | None = None) -> Path:
     """Open the run's folder for a new attempt: attempts/<k>. Raises MachineError, naming the holder, if the run is going on already.
 
-    launcher: who starts it, for people; command: what a person types to start it again.
+    launcher: who starts it, for people; command: what a person types to start it again; job: what tells Slurm's job, besides its number.
     """
     run = rundir.create(config)
     with rundir.lock(run):
         number = attempts.begin(run)
     folder = attempts.folder(run, number)
     about = {"nodes": nodes, "procs": procs, "launcher": launcher, "started_ns": time.time_ns(), "from_step": run.saved_step}
-    about |= {"command": command}
+    about |= {"command": command, **({"slurm": dict(job)} if job else {})}
     write_json(folder / "attempt.json", about)
     return folder
 

@@ -9,7 +9,10 @@ from pathlib import Path
 from sft_dist.errors import ConfigError, MachineError
 from sft_dist.plan import processors
 
-LEAKED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE")
+LEAKED = (
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK", "ROLE_WORLD_SIZE"),
+    *("SFT_ATTEMPT", "SFT_PULSE", "SFT_CODE", "SFT_PYTHON", "SFT_PROCS_PER_NODE"),
+)
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,12 @@ def job_number(env: Mapping[str, str]) -> str | None:
     return env.get("SLURM_JOB_ID")
 
 
+def job_here(arguments: Sequence[str], env: Mapping[str, str]) -> dict[str, str]:
+    """What tells the job that this runs in from another one which is given its number later; arguments: of the batch script."""
+    told = {"cluster": env.get("SLURM_CLUSTER_NAME"), "name": env.get("SLURM_JOB_NAME"), "arguments": " ".join(arguments)}
+    return {name: value for name, value in told.items() if value} if "SLURM_JOB_ID" in env else {}
+
+
 def processes_here(config: Config, env: Mapping[str, str]) -> int:
     """One process a GPU of this machine, one where there is none; what CUDA_VISIBLE_DEVICES leaves visible."""
     if config.device == "cpu":

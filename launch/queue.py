@@ -69,6 +69,7 @@ REFUSALS = [  # pattern of sbatch's message, what to do, whether the user can me
     (r"unrecognized option|invalid option|[Ii]nvalid .*specification|Script arguments", "see `man sbatch`", True),
     (r"[Uu]nable to contact|[Cc]onfiguration source|fetch_config|[Cc]onnection refused", "Slurm does not answer from this machine; is it a login node of the cluster?", False),
 ]  # fmt: skip
+REFUSED = "Slurm refuses this job: "
 AMBIGUOUS = r"[Nn]ode configuration is not available"
 """`sbatch --test-only` also says it of nodes that are only drained or down (22.05), for which `sbatch` itself lets a job wait."""
 PASSING = r"nodes are busy|nodes required .* are DOWN|Required node not available|reserved for jobs in higher|QOS.*Limit|Job held"
@@ -97,13 +98,16 @@ def reason_in_words(reason: str, job: str) -> str:
 
 def refusal(message: str) -> Refusal:
     """What sbatch has printed, in one sentence with what to do."""
-    lines = [re.sub(r"^(?:sbatch|allocation failure|error|fatal)\s*:\s*", "", line.strip()) for line in message.splitlines()]
+    lines = [
+        re.sub(r"^(?:sbatch|scontrol|scancel|squeue|allocation failure|error|fatal)\s*:\s*", "", line.strip())
+        for line in message.splitlines()
+    ]
     lines = [re.sub(r"^(?:error|fatal|allocation failure)\s*:\s*", "", line) for line in lines if line]
     told = "; ".join(dict.fromkeys(lines)) or "no message"
     for pattern, advice, by_user in REFUSALS:
         if re.search(pattern, message):
-            return Refusal(f"Slurm refuses this job: {told}: {advice}", by_user)
-    return Refusal(f"Slurm refuses this job: {told}", True)
+            return Refusal(f"{REFUSED}{told}: {advice}", by_user)
+    return Refusal(f"{REFUSED}{told}", True)
 
 
 def only_waits(message: str, node_states: Iterable[str]) -> bool:

@@ -1,13 +1,34 @@
-"""The mistakes in job scripts and launch lines that the linter knows, each seen to fail on a real cluster or launcher."""
+"""The mistakes with Slurm and the shell in job scripts that the linter knows, each seen to fail on a real cluster."""
 
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from launch.shell import Command, Script
+from launch.traps import handlers, heard, traps
 
 Lines = Iterator[int]
 TORCHRUN = re.compile(r"\btorchrun\b|\baccelerate\s+launch\b|torch\.distributed\.(run|launch)\b")
+REQUEUE = re.compile(r"\bscontrol\s+requeue\b")
+TRAINS = re.compile(r"\.py\b|\s-m\s")
+HARMLESS = {
+    "echo",
+    "printf",
+    "exit",
+    "return",
+    "sleep",
+    "wait",
+    "true",
+    ":",
+    "date",
+    "logger",
+    "trap",
+    "kill",
+    "break",
+    "sbatch",
+    "scancel",
+}
+BLOCK_ENDS = re.compile(r"(fi|done|esac|else|elif|exec|exit|return)\b|\}")
 LAUNCHES = re.compile(
     rf"{TORCHRUN.pattern}|\bdeepspeed\b|\bpython[\d.]*\b|\.(py|sh)\b|\bbash\b|\$\{{?\w*(python|cmd|launch)", re.IGNORECASE
 )
@@ -35,19 +56,9 @@ def seen(pattern: str) -> Callable[[Script], Lines]:
     return lambda script: (command.line for command in done(script) if wanted.search(command.text))
 
 
-def launchers(script: Script) -> list[Command]:
-    return [command for command in done(script) if TORCHRUN.search(command.text)]
-
-
 def steps(script: Script) -> list[Command]:
     """The sruns that start the work, not those that ask for a name or a version."""
     return [command for command in script.running("srun") if LAUNCHES.search(command.text.partition("srun")[2])]
-
-
-def traps(script: Script) -> list[Command]:
-    """Those that do something on a signal that Slurm sends."""
-    wanted = re.compile(r"\b(SIG)?(USR1|USR2|TERM|HUP|INT|CONT)\b|\s(10|12|15)\b")
-    return [trap for trap in script.running("trap") if wanted.search(trap.text) and not re.match(r"trap\s+(''|\"\"|-)\s", trap.text)]
 
 
 def signals(script: Script) -> bool:
@@ -56,49 +67,6 @@ def signals(script: Script) -> bool:
 
 def is_batch(script: Script) -> bool:
     return bool(script.options or script.running("srun"))
-
-
-def number(script: Script, command: Command, name: str, short: str) -> int | None:
-    """A count that srun is given, or else the job; None where none is given or it is not plain."""
-    told = (
-        re.search(rf"--{name}[=\s]+(\S+)|(?<!\S)-{short}[=\s]*(\S+)", command.own)
-        if short
-        else re.search(rf"--{name}[=\s]+(\S+)", command.own)
-    )
-    option = script.option(name)
-    value = (told[1] or told[told.lastindex or 1]) if told else option.value if option else ""
-    return int(value) if value.isdigit() else None
-
-
-def accelerate_cpu(script: Script) -> Lines:
-    for command in launchers(script):
-        if re.search(r"accelerate\s+launch", command.text) and re.search(r"--cpu\b(?!-)", command.text):
-            several = re.search(r"--num[-_]processes[=\s]+(\S+)", command.text)
-            if several and several[1] != "1":
-                yield command.line
-
-
-def accelerate_machine_rank(script: Script) -> Lines:
-    for command in launchers(script):
-        several = re.search(r"--num[-_]machines[=\s]+(\S+)", command.text)
-        if several and several[1] != "1" and not re.search(r"--machine[-_]rank", command.text):
-            yield command.line
-
-
-def accelerate_config(script: Script) -> Lines:
-    return (c.line for c in launchers(script) if re.search(r"accelerate\s+launch", c.text) and not re.search(r"--config[-_]file", c.text))
-
-
-def c10d_node_rank(script: Script) -> Lines:
-    return (c.line for c in launchers(script) if re.search(r"\bc10d\b", c.text) and re.search(r"--node[-_]rank", c.text))
-
-
-def own_rendezvous(script: Script) -> Lines:
-    random = re.compile(r"--rdzv[-_]id[=\s]+[\"'\\]*(\$\{?RANDOM|\$\$|\$\((uuidgen|date)|`(uuidgen|date))")
-    for command in launchers(script):
-        once = command.program == "srun" and random.search(command.expanded)
-        if random.search(command.text) and not once:
-            yield command.line
 
 
 def never_expanded(script: Script) -> Lines:
@@ -113,7 +81,7 @@ def truncated_log(script: Script) -> Lines:
     mode = script.option("open-mode")
     if mode is None or mode.value != "append":
         again = [option.line for option in script.options if option.name == "requeue"]
-        yield from again[:1] or [command.line for command in done(script) if re.search(r"\bscontrol\s+requeue\b", command.text)][:1]
+        yield from again[:1] or [command.line for command in done(script) if REQUEUE.search(command.text)][:1]
 
 
 def signal_to_steps(script: Script) -> Lines:
@@ -122,25 +90,69 @@ def signal_to_steps(script: Script) -> Lines:
         yield option.line
 
 
-def usr1_to_torchrun(script: Script) -> Lines:
-    option = script.option("signal")
-    if option and "USR" in option.value and "B" not in option.value.rpartition(":")[0]:
-        yield from (c.line for c in steps(script) if TORCHRUN.search(c.text) and not re.search(r"signals[-_]to[-_]handle", c.text))
+def work(script: Script) -> list[Command]:
+    """The commands that train: steps, and in a script without any, what starts by itself; not what only runs on a signal."""
+    alone = [
+        c for c in done(script) if c.program in ("torchrun", "accelerate") or (c.program.startswith("python") and TRAINS.search(c.text))
+    ]
+    later = handlers(script)
+    return [command for command in steps(script) or alone if command not in later]
 
 
 def deaf_trap(script: Script) -> Lines:
-    if traps(script):
-        yield from (command.line for command in steps(script) if not command.background)
+    found = work(script)
+    if traps(script) and (steps(script) or not any(command.background for command in found)):
+        yield from (command.line for command in found if not command.background)
 
 
 def waits_once(script: Script) -> Lines:
-    waits = script.running("wait")
-    looped = re.search(r"(^|\n)\s*(while|until)\b[\s\S]*?\bwait\b", script.text)
-    asked_again = any(
-        re.search(r"\bscontrol\s+requeue\b", command.text) for command in script.commands if waits and command.line < waits[0].line
-    )
-    if traps(script) and any(command.background for command in steps(script)) and waits and not looped and not asked_again:
+    later = handlers(script)
+    ends_well = any(command.program in ("wait", "sbatch") or REQUEUE.search(command.text) for command in later)
+    first_loop = next((index for index, c in enumerate(script.commands) if re.match(r"(while|until)\b", c.text)), len(script.commands))
+    looped = any(re.search(r"\bwait\b", command.text) for command in script.commands[first_loop:])
+    waits = [command for command in script.running("wait") if command not in later]
+    once = waits and [command.text for command in waits].count(waits[0].text) == 1
+    if traps(script) and any(command.background for command in work(script)) and once and not looped and not ends_well:
         yield waits[0].line
+
+
+def untrapped_signal(script: Script) -> Lines:
+    option = script.option("signal")
+    flags, colon, signal = option.value.partition("@")[0].rpartition(":") if option else ("", "", "")
+    replaced = any(re.match(r"exec\s+[^<>\d]", command.text) for command in script.commands)  # by a program that may hear it
+    if option and colon and "B" in flags.upper() and not replaced and not heard(script, signal):
+        yield option.line
+
+
+def restart_count(script: Script) -> Lines:
+    strict = re.search(r"(^|\n)\s*set\s+(-\w*u|-o\s+nounset)|(^|\n)set -[^\n]*\bnounset\b", script.text)
+    bare = re.compile(r"\$(SLURM_RESTART_COUNT\b|\{SLURM_RESTART_COUNT\})")
+    compared = re.compile(rf"(^|\s)(\[|test)\s+\"?{bare.pattern}\"?\s+-(eq|ne|gt|ge|lt|le)\b")
+    for command in script.commands if strict else done(script):
+        if (bare if strict else compared).search(command.text):
+            yield command.line
+
+
+def after_requeue(script: Script) -> Lines:
+    requeued = False
+    for command in script.commands:
+        ends = BLOCK_ENDS.match(command.text) is not None
+        if requeued and not ends and command.program not in HARMLESS and not re.match(r"\w+=", command.text):
+            yield command.line
+        requeued = (requeued and not ends) or (command.program == "scontrol" and REQUEUE.search(command.text) is not None)
+
+
+def no_overlap(script: Script) -> Lines:
+    apart = r"--(overlap|exact|exclusive|oversubscribe|nodelist|relative)\b|(?<!\S)-[swr]"
+    shares = re.compile(rf"{apart}|--(nodes|ntasks)\b|(?<!\S)-[Nn]")
+    whole = re.compile(rf"^(?!.*({apart}|--(nodes|ntasks)[=\s]+1\b|(?<!\S)-[Nn]\s*1\b))", re.DOTALL)
+    running, later, training = False, handlers(script), set(steps(script))
+    for command in script.commands:
+        if command.program == "srun":
+            if running and not command.background and not shares.search(command.own) and command not in later:
+                yield command.line
+            running = running or (command.background and command in training and whole.search(command.own) is not None)
+        running = running and command.program != "wait"
 
 
 def shell_between(script: Script) -> Lines:
@@ -167,30 +179,11 @@ def hidden_gpus(script: Script) -> Lines:
     yield from (command.line for command in script.running("srun") if re.search(r"--gpus-per-task[=\s]+(\w+:)?1\b", command.own))
 
 
-def worlds_per_node(script: Script) -> Lines:
-    for command in steps(script):
-        each = number(script, command, "ntasks-per-node", "")
-        tasks, nodes = number(script, command, "ntasks", "n"), number(script, command, "nodes", "N")
-        several = each > 1 if each is not None else bool(tasks and nodes and tasks > nodes)
-        if several and TORCHRUN.search(command.text):
-            yield command.line
-
-
-def one_thread(script: Script) -> Lines:
-    if "OMP_NUM_THREADS" not in script.text:
-        alone = re.compile(r"--(nproc[-_]per[-_]node|num[-_]processes)[=\s]+1\b")
-        yield from (command.line for command in launchers(script) if not alone.search(command.text))
-
-
-def killed_while_saving(script: Script) -> Lines:
-    if signals(script) or "signals-to-handle" in script.text:
-        bad_exit = re.compile(r"--kill-on-bad-exit(?!=0)|(?<!\S)-K(?!0)")
-        yield from (command.line for command in steps(script) if bad_exit.search(command.own) and TORCHRUN.search(command.text))
-
-
-def short_shutdown(script: Script) -> Lines:
-    if signals(script) and not re.search(r"PET_SHUTDOWN_TIMEOUT|--shutdown[-_]timeout", script.text):
-        yield from (command.line for command in steps(script) if TORCHRUN.search(command.text))
+def bound_gpus(script: Script) -> Lines:
+    hides = re.compile(r"(verbose,)?(single|closest|map_gpu|mask_gpu|per_task)\b")
+    if any(TORCHRUN.search(command.text) for command in done(script)):
+        yield from (option.line for option in script.options if option.name == "gpu-bind" and hides.match(option.value))
+        yield from (c.line for c in script.running("srun") if re.search(rf"--gpu-bind[=\s]+[\"']?{hides.pattern}", c.own))
 
 
 def leaked_ranks(script: Script) -> Lines:
@@ -208,8 +201,4 @@ def absent_sacct(script: Script) -> Lines:
 
 def whole_array(script: Script) -> Lines:
     if script.option("array") and "SLURM_ARRAY_JOB_ID" not in script.text:
-        yield from (command.line for command in done(script) if re.search(r"\bscontrol\s+requeue\b", command.text))
-
-
-def deepspeed_launcher(script: Script) -> Lines:
-    return (c.line for c in script.running("deepspeed", "srun") if re.search(r"(^|\s)deepspeed\s+(-|\S+\.py)", c.text))
+        yield from (command.line for command in done(script) if REQUEUE.search(command.text))

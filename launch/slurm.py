@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch import plans, software
+from launch import flags, plans, software
 from launch.nodes import without_leaks
 from launch.snapshot import ARRAY, CONFIG, CONFIGS, SCRIPT
 from launch.words import plain
@@ -15,31 +15,6 @@ from sft_dist.config import Config
 from sft_dist.errors import ConfigError
 from sft_dist.refuse import SECRET
 
-OURS = {  # a flag of sbatch -> what decides it instead
-    "--nodes": "sft-launch's own --nodes, before the --",
-    "-N": "sft-launch's own --nodes, before the --",
-    "--time": "sft-launch's own --time, before the --",
-    "-t": "sft-launch's own --time, before the --",
-    "--gpus-per-node": "sft-launch's own --gpus-per-node, before the --",
-    "--job-name": "run.name",
-    "-J": "run.name",
-    "--output": "the run's folder, where the log lies",
-    "-o": "the run's folder, where the log lies",
-    "--export": "the job gets this environment, whole",
-    "--export-file": "the job gets this environment, whole",
-    "--chdir": "the folder that you submit from",
-    "-D": "the folder that you submit from",
-    "--wrap": "slurm/finetune.sh is what runs",
-    "--array": "sft-launch slurm array makes several runs, submit one",
-    "-a": "sft-launch slurm array makes several runs, submit one",
-    "--ntasks": "one agent a node, which starts --procs processes",
-    "-n": "one agent a node, which starts --procs processes",
-    "--ntasks-per-node": "one agent a node, which starts --procs processes",
-    "--gpus-per-task": "it hides the GPUs of a node from each other: use --gpus-per-node",
-    "--open-mode": "slurm/finetune.sh: a second start appends to the log of the first",
-    "--parsable": "sft-launch",
-    "--test-only": "sft-launch: --dry-run",
-}
 OF_SLURM = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_EXIT_ERROR", "SLURM_UMASK", "SLURM_TIME_FORMAT")
 
 
@@ -81,16 +56,12 @@ class Submission:
         return self.wishes.nodes * self.procs
 
 
-def check(wishes: Wishes, run: Path) -> None:
-    """Raises ConfigError for what must not reach sbatch, all of it at once."""
+def check(wishes: Wishes, run: Path, env: Mapping[str, str]) -> None:
+    """Raises ConfigError for what must not reach sbatch, all of it at once; env: that it is submitted from."""
     told = [value for value in (wishes.time, wishes.partition, wishes.account, wishes.gpus_per_node, *wishes.others) if value is not None]
     plans.plain([*told, str(run)])
-    wrong = [f"{flag} is not for you to set here: {why}" for flag in wishes.others for name, why in OURS.items() if is_flag(flag, name)]
-    wrong += [
-        f"{word!r} after -- is no flag of sbatch, which is one word here, like --mem=64G or -xn2; key=value stands before the --"
-        for word in wishes.others
-        if not word.startswith("-")
-    ]
+    wrong = [problem for flag in wishes.others for problem in flags.refused(flag)]
+    wrong += flags.refused_variables(env, gpus_told=wishes.gpus_per_node is not None)
     if "\\" in str(run):
         wrong.append(f"{run} holds a backslash, which Slurm takes out of a log's path; use another run.dir")
     if wishes.gpus_per_node is not None and _gpus(wishes.gpus_per_node) is None:
@@ -102,11 +73,8 @@ def check(wishes: Wishes, run: Path) -> None:
 def processes(config: Config, wishes: Wishes) -> int:
     """Processes on each node: as asked, or one a GPU, or one. Raises ConfigError where GPUs and processes do not fit."""
     gpus = _gpus(wishes.gpus_per_node) if wishes.gpus_per_node else None
-    unseen = [
-        flag
-        for flag in wishes.others
-        if any(is_flag(flag, name) for name in ("--gres", "--gpus", "-G", "--gpus-per-task", "--gpus-per-socket"))
-    ]
+    counted = ("--gres", "--gpus", "--gpus-per-task", "--gpus-per-socket")
+    unseen = [flag for flag in wishes.others if any(flags.means(flag, name) for name in counted)]
     if unseen and not wishes.procs:
         raise ConfigError(
             f"{unseen[0]}: how many processes a node needs cannot be seen from that; use --gpus-per-node, or say --procs as well"
@@ -147,12 +115,11 @@ def argv(job: Submission, test_only: bool = False) -> list[str]:
 def environment(job: Submission, env: Mapping[str, str]) -> dict[str, str]:
     """sbatch's whole environment, and so the job's: --export=NAME=value would split values at their commas.
 
-    Less what another launcher, or a job that this is submitted from, has left in it.
+    Less what another launcher, or a job that this is submitted from, has left in it, and what would keep srun from handing it on.
     """
     inside = "SLURM_JOB_ID" in env
-    kept = {
-        name: value for name, value in without_leaks(env).items() if not (inside and name.startswith("SLURM_") and name not in OF_SLURM)
-    }
+    gone = {name for name in env if inside and name.startswith("SLURM_") and name not in OF_SLURM} | {"SLURM_EXPORT_ENV"}
+    kept = {name: value for name, value in without_leaks(env).items() if name not in gone}
     ours = {"SFT_CODE": str(job.code), "SFT_EXPECT_WORLD": str(job.world), "SFT_PROCS_PER_NODE": str(job.procs), "SFT_PYTHON": job.python}
     return {**kept, **ours}
 
@@ -218,10 +185,6 @@ def submitted_array(number: str, job: Submission) -> list[str]:
         f"  sft-launch slurm cancel --save {number}_{first}",
         f"when the last one has ended, the table lies in {plain(str(job.run / 'table.txt'))}",
     ]
-
-
-def is_flag(flag: str, name: str) -> bool:
-    return flag == name or (flag.startswith(f"{name}=") if name.startswith("--") else flag.startswith(name) and not flag.startswith("--"))
 
 
 def _gpus(told: str) -> int | None:

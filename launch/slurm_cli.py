@@ -52,7 +52,7 @@ def wishes_of_the_cluster(command: Callable[..., None]) -> Callable[..., None]:
 @wishes_of_the_cluster
 def submit(config: Path, overrides: tuple[str, ...], dry_run: bool, **wishes: Any) -> None:
     """Submit CONFIG as a job, or go on with its run. Code and config are put aside first: later edits do not reach the job."""
-    from launch import jobs, local, plans, snapshot, software
+    from launch import jobs, local, plans, snapshot, software, whose
     from launch import slurm as texts
     from sft_dist import parse, rundir
     from sft_dist.rundir import RunDir
@@ -61,7 +61,7 @@ def submit(config: Path, overrides: tuple[str, ...], dry_run: bool, **wishes: An
     plans.plain([str(config), *overrides])
     settings = parse.load(config, overrides)
     run = RunDir(RunDir.of(settings).path.absolute())
-    texts.check(wanted, run.path)
+    texts.check(wanted, run.path, os.environ)
     procs = texts.processes(settings, wanted)
     local.checked(config, overrides, os.environ, wanted.nodes * procs)
     if done := rundir.finished(settings):
@@ -73,20 +73,17 @@ def submit(config: Path, overrides: tuple[str, ...], dry_run: bool, **wishes: An
     if dry_run:
         click.echo("\n".join(texts.describe(job, os.environ, files)))
         return
-    jobs.refuse_a_second(run, wanted, os.environ)
+    if unknown := whose.refuse_a_second(run, wanted, os.environ):
+        click.echo(unknown, err=True)
     if waits := jobs.test(job, os.environ):
         click.echo(f"Slurm cannot start this now ({waits}); it will wait", err=True)
+    about = {"cluster": jobs.cluster(os.environ), "name": job.name, "submitted_ns": time.time_ns(), "submit_dir": str(Path.cwd())}
+    about |= {"command": texts.typed(config, overrides, wanted), "argv": texts.argv(job), "code": str(job.code), "world": job.world}
     rundir.create(settings)
     snapshot.make(run, files)
+    rundir.write_json(run.path / "job.json", {"job": None, **about})  # before sbatch: the job may begin, or this end, at once
     number = jobs.submit(job, os.environ)
-    about = {
-        "job": number,
-        "submitted_ns": time.time_ns(),
-        "submit_dir": str(Path.cwd()),
-        "command": texts.typed(config, overrides, wanted),
-    }
-    about |= {"argv": texts.argv(job), "code": str(job.code), "log": str(run.path / f"slurm-{number}.log"), "world": job.world}
-    rundir.write_json(run.path / "job.json", about)
+    rundir.write_json(run.path / "job.json", {"job": number, **about, "log": str(run.path / f"slurm-{number}.log")})
     click.echo("\n".join(texts.submitted(number, job)))
 
 
@@ -109,9 +106,9 @@ def array(sweep: Path, overrides: tuple[str, ...], limit: int | None, dry_run: b
         click.echo("\n".join([*arrays.runs(made), *texts.describe(job, os.environ, files)]))
         return
     command = texts.typed(sweep, overrides, wanted, ("array", *([f"--limit={limit}"] if limit else [])))
-    number, waits = arrays.submit(made, job, files, command, os.environ)
-    if waits:
-        click.echo(f"Slurm cannot start this now ({waits}); it will wait", err=True)
+    number, notes = arrays.submit(made, job, files, command, os.environ)
+    for note in notes:
+        click.echo(note, err=True)
     click.echo("\n".join([*arrays.runs(made), *texts.submitted_array(number, job)]))
 
 
@@ -132,14 +129,13 @@ def table(folder: Path, over: int | None) -> None:
 @click.argument("told", metavar="RUN|SWEEP|JOBID")
 def status(told: str) -> None:
     """Say in words what the job of a run does, why it waits, and how far the run is; of a sweep, all its runs in a table."""
-    from launch import arrays, follow, jobs
+    from launch import arrays, follow, whose
 
     if sweep := arrays.find(told, os.environ):
         click.echo("\n".join(arrays.status(sweep, os.environ)))
         return
-    found = jobs.find(told, os.environ)
-    job = jobs.look(found.job, os.environ) if found.job else None
-    click.echo("\n".join(follow.status(found.job, job, found.run)))
+    found = whose.find(told, os.environ)
+    click.echo("\n".join(follow.status(found)))
 
 
 @slurm.command()
@@ -149,23 +145,21 @@ def status(told: str) -> None:
 @click.option("--grep", "text", metavar="TEXT", help="Only lines with this text in them.")
 def logs(told: str, rank: int | None, attempt: int | None, text: str | None) -> None:
     """Print the job's log, or what one rank has written."""
-    from launch import arrays, follow, jobs
+    from launch import arrays, follow, whose
     from sft_dist.errors import ConfigError
-    from sft_dist.rundir import read_json
+    from sft_dist.rundir import RunDir
 
     if sweep := arrays.find(told, os.environ):
         raise ConfigError(
             f"{told} is a whole sweep; name one of its runs, like {sweep.run(0).path}, or one of its tasks, like {sweep.job}_0"
         )
-    found = jobs.find(told, os.environ)
-    log = None
-    if rank is None and attempt is None:
-        kept = read_json(found.run.path / "job.json") if found.run else {}
-        if found.job and kept.get("job") == found.job:
-            log = Path(str(kept["log"]))
-        elif found.job and (job := jobs.look(found.job, os.environ)):
-            log = job.log
-    for line in follow.lines_of(follow.log_files(found.run, log, rank, attempt), text):
+    run = RunDir(Path(told)) if Path(told).is_dir() else None
+    log = whose.log_of(run) if run else None
+    if run is None or (log is None and rank is None and attempt is None):  # else Slurm need not be asked
+        found = whose.find(told, os.environ)
+        run, known = found.run, found.job.log if found.job else None
+        log = (whose.log_of(run, found.number) if run else None) or known
+    for line in follow.lines_of(follow.log_files(run, log, rank, attempt), text):
         click.echo(line)
 
 
@@ -177,23 +171,22 @@ def logs(told: str, rank: int | None, attempt: int | None, text: str | None) -> 
 )
 def cancel(told: str, save: bool, limit_s: int) -> None:
     """Cancel the job of a run, or of a sweep; it is not queued again."""
-    from launch import arrays, jobs
+    from launch import arrays, jobs, whose
     from sft_dist.errors import ConfigError
 
     if sweep := arrays.find(told, os.environ):
         for line in arrays.cancel(sweep, save, limit_s, os.environ):
             click.echo(line)
         return
-    found = jobs.find(told, os.environ)
-    if found.job is None:
-        raise ConfigError(f"{told} has no job of Slurm that is known")
+    found = whose.find(told, os.environ)
+    if found.stranger or found.number is None:
+        raise ConfigError(found.stranger or f"{told} has no job of Slurm that is known")
     if save:
-        for line in jobs.save_and_cancel(found.job, found.run, limit_s, os.environ):
+        for line in jobs.save_and_cancel(found.number, found.run, limit_s, os.environ):
             click.echo(line)
         return
-    job = jobs.look(found.job, os.environ)
-    if job is None or not job.live:
-        click.echo(f"job {found.job} has ended already")
+    if found.job is None or not found.job.live:
+        click.echo(f"job {found.number} has ended already")
         return
-    jobs.cancel(found.job, os.environ)
-    click.echo(f"job {found.job} is cancelled; it saves if that is faster than the cluster's KillWait (--save waits for it)")
+    jobs.cancel(found.number, os.environ)
+    click.echo(f"job {found.number} is cancelled; it saves if that is faster than the cluster's KillWait (--save waits for it)")

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 
+from sft_dist import revision
 from sft_dist.errors import ConfigError, MachineError
-from sft_dist.rundir import RunDir, writing
+from sft_dist.revision import NOTE
+from sft_dist.rundir import RunDir, to_json, writing
 
 PARTS = ("sft_dist/**/*.py", "sft_dist/datasets/*.npz", "launch/**/*.py", "slurm/*.sh")
 SCRIPT, CONFIG, WRITTEN = "slurm/finetune.sh", "config.yaml", "as-written.yaml"
@@ -16,7 +18,7 @@ ARRAY, CONFIGS, SWEEP = "slurm/array.sh", "configs", "sweep.yaml"
 
 
 def contents(repository: Path, config: Path, resolved: str) -> dict[str, bytes]:
-    """Path inside the snapshot -> content: the packages' own files, the config with every key written out, and as the user wrote it."""
+    """Path inside the snapshot -> content: the packages' own files, their commit, the config with every key, and as the user wrote it."""
     return {**_code(repository), CONFIG: resolved.encode(), WRITTEN: config.read_bytes()}
 
 
@@ -64,7 +66,7 @@ def _code(repository: Path) -> dict[str, bytes]:
     found = {str(path.relative_to(repository)): path.read_bytes() for part in PARTS for path in sorted(repository.glob(part))}
     if SCRIPT not in found:
         raise ConfigError(f"{repository} has no {SCRIPT}: use sft-launch from a checkout (pip install --editable)")
-    return found
+    return {**found, NOTE: to_json(revision.of(repository)).encode()}
 
 
 def _fill(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -166,7 +166,7 @@ class Watch:
 
     def _record(self, records: list[attempts.Failure]) -> None:
         for record in records:
-            attempts.write_failure(self.place.folder, record, over=False)  # what a rank said itself, before it hung, is the cause
+            attempts.write_failure(self.place.folder, record, replace=False)  # what a rank said itself, before it hung, is the cause
 
 
 def _give_up() -> None:

@@ -93,9 +93,9 @@ def failure_of(error: BaseException, code: int, rank: int, beat: Beat, node: int
     return Failure(time.time_ns(), rank, host, beat.step, beat.phase, code, type(error).__name__, message, node, tuple(lines[-TAIL:]))
 
 
-def write_failure(place: Path, failure: Failure, over: bool = True) -> None:
-    """over: also over what the rank has said itself, which came first and is the cause."""
-    if over or not (place / f"rank-{failure.rank}.json").exists():
+def write_failure(place: Path, failure: Failure, replace: bool = True) -> None:
+    """replace: also what the rank has said itself, which came first and is the cause."""
+    if replace or not (place / f"rank-{failure.rank}.json").exists():
         write_json(place / f"rank-{failure.rank}.json", asdict(failure))
 
 

@@ -201,7 +201,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, or an empty one where there is no readable file."""
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):  # the last of a file of brackets
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -5,7 +5,6 @@ import os
 import platform
 import re
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from typing import IO, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sft_dist import notice, tally
+from sft_dist import notice, revision, tally
 from sft_dist.datasets import Split
 from sft_dist.loop import StepResult
 from sft_dist.plan import Plan
@@ -159,8 +158,7 @@ def environment(device: str) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
-        "commit": _git("rev-parse", "HEAD"),
-        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        **revision.of(Path(__file__).parent.parent),
         "host": socket.gethostname(),
         "device": device,
         "argv": redact(sys.argv),
@@ -188,12 +186,4 @@ def _version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
-        return None
-
-
-def _git(*command: str) -> str | None:
-    try:
-        here = Path(__file__).parent
-        return subprocess.run(["git", "-C", here, *command], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
         return None

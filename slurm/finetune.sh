@@ -16,7 +16,6 @@ set -u
 asked=none # a signal that comes before the ranks are started is kept for them
 trap 'asked=USR1' USR1 USR2
 trap 'asked=TERM' TERM
-
 cd "${SLURM_SUBMIT_DIR:?is not set: start this with sbatch}" || exit 78
 code=${SFT_CODE:-$PWD} # what `sft-launch slurm submit` has put aside, or the repository
 [ -f "$code/sft_dist/train.py" ] || { echo "$code has no sft_dist/train.py: submit from the repository" >&2; exit 2; }
@@ -25,7 +24,7 @@ python=${SFT_PYTHON:-python}
 
 # A job that was submitted from inside another one inherits what that one's launcher had set.
 unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE GROUP_RANK GROUP_WORLD_SIZE ROLE_RANK ROLE_WORLD_SIZE MASTER_ADDR MASTER_PORT
-for name in "${!TORCHELASTIC_@}" "${!PET_@}"; do unset "$name"; done
+for name in "${!TORCHELASTIC_@}" "${!PET_@}" ${SFT_ATTEMPT:+SFT_EXPECT_WORLD}; do unset "$name"; done
 export PYTHONPATH=$code${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 launch() { "$python" -P -m launch "$@"; } # -P: this folder must not bring other code than $code
 
@@ -45,6 +44,7 @@ run=${attempt%/attempts/*}
 srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --gpu-bind=none --kill-on-bad-exit=1 \
     "$python" -P -m launch.node_agent --nodes "$nodes" --procs "$procs" --head "$address" --port "$port" --attempt "$attempt" "$@" &
 step=$!
+unset SFT_CODE SFT_PYTHON SFT_PROCS_PER_NODE SFT_EXPECT_WORLD # they are of this job, not of one that is submitted from inside it
 
 # Bash runs a trap only when `wait` returns: srun is in the background. Signals are repeated, as srun may not have started all agents yet.
 # shellcheck disable=SC2317 # called by the traps

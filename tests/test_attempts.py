@@ -35,6 +35,14 @@ def test_a_failure_is_read_back_as_it_was_written(place: Path) -> None:
     assert read(place).failures == (FELL,)
 
 
+def test_what_a_rank_has_said_itself_stays_unless_it_is_to_be_replaced(place: Path) -> None:
+    attempts.write_failure(place, FELL)
+    attempts.write_failure(place, replace(FELL, message="it hangs", told_by="watchdog"), replace=False)
+    assert read(place).failures == (FELL,)
+    attempts.write_failure(place, replace(FELL, message="killed", told_by="agent"))
+    assert [failure.message for failure in read(place).failures] == ["killed"]
+
+
 def test_beats_are_read_back_with_the_rank_and_when_they_were_written(place: Path) -> None:
     attempts.write_beats(place, {2: BEAT, 3: replace(BEAT, phase="data")})
     (node,) = read(place).nodes

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "sft_dist"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = (
-    "errors units config parse plan refuse schedule tally manifest rundir inventory scaling progress signals pulse attempts notice",
+    "errors units config parse plan refuse schedule tally manifest rundir revision inventory scaling progress signals pulse attempts notice",
     "datasets preflight transforms archive weights blocks models optim tasks loading",
     "machine sharding engine",
     "average checkpoint saver export evaluate loop track score run",

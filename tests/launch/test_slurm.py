@@ -1,15 +1,17 @@
 """What `sft-launch slurm` would hand to Slurm, and what it says of Slurm's answers; no cluster is asked."""
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
-from launch import follow, jobs, queue, slurm, snapshot, software
+from launch import follow, jobs, queue, slurm, snapshot, software, whose
 from launch.cli import cli
 from launch.jobs import Job
 from launch.slurm import Submission, Wishes
+from launch.whose import Found
 from sft_dist import parse, rundir
 from sft_dist.config import Config
 from sft_dist.errors import ConfigError, MachineError
@@ -71,18 +73,73 @@ def test_what_a_hostile_folder_and_flag_hold_is_one_argument_each() -> None:
 def test_control_characters_are_refused_wherever_they_stand(value: str) -> None:
     for wishes in (Wishes(partition=value), Wishes(others=(f"--comment={value}",)), Wishes(time=value)):
         with pytest.raises(ConfigError, match="holds a control character"):
-            slurm.check(wishes, Path("/runs/x"))
+            slurm.check(wishes, Path("/runs/x"), {})
     with pytest.raises(ConfigError, match="holds a control character"):
-        slurm.check(Wishes(), Path(f"/runs/{value}"))
+        slurm.check(Wishes(), Path(f"/runs/{value}"), {})
 
 
 @pytest.mark.parametrize(
-    "flag", ["--nodes=3", "-N3", "--export=NONE", "-o/tmp/x", "--job-name=y", "--ntasks=8", "--gpus-per-task=1", "--wrap=ls"]
+    "flag",
+    [
+        *("--nodes=3", "-N3", "--export=NONE", "-o/tmp/x", "--job-name=y", "--ntasks=8", "--gpus-per-task=1", "--wrap=ls", "-Mother"),
+        *(
+            "--arr=0-3",
+            "--node=3",
+            "--expo=NIL",
+            "--open=truncate",
+            "--clust=other",
+            "--wai",
+            "--error=/tmp/e",
+            "-Ha0-3",
+            "-QvN2",
+            "-W",
+            "-V",
+            "--usage",
+        ),
+    ],
 )
 def test_flags_that_the_launcher_decides_are_refused_with_what_decides_them(flag: str) -> None:
     with pytest.raises(ConfigError, match="is not for you to set here: "):
-        slurm.check(Wishes(others=("--mem=4G", flag)), Path("/runs/x"))
-    slurm.check(Wishes(others=("--mem=4G", "-dsingleton", "--nodelist=n1", "--time-min=5")), Path("/runs/x"))
+        slurm.check(Wishes(others=("--mem=4G", flag)), Path("/runs/x"), {})
+    fine = ("--mem=4G", "-dsingleton", "--nodelist=n1", "--time-min=5", "--no-requeue", "--gpus=2", "-HxN2", "--wait-all-nodes=1", "--hold")
+    slurm.check(Wishes(others=fine), Path("/runs/x"), {})
+
+
+@pytest.mark.parametrize("signal", ["--signal=USR1@600", "--signal=R:USR1", "--signal=B:KILL@60", "--sig=B:USR2@60", "--signal"])
+def test_a_signal_that_the_script_would_not_hear_is_refused(signal: str) -> None:
+    with pytest.raises(ConfigError, match="hears USR1 or TERM, and only where B: sends it to the script"):
+        slurm.check(Wishes(others=(signal,)), Path("/runs/x"), {})
+    with pytest.raises(ConfigError, match=r"SBATCH_SIGNAL=.* in the environment: slurm/finetune.sh hears"):
+        slurm.check(Wishes(), Path("/runs/x"), {"SBATCH_SIGNAL": signal.partition("=")[2]})
+    slurm.check(
+        Wishes(others=("--signal=B:USR1@1800", "--sig=RB:sigterm@60", "--signal=B:10")), Path("/runs/x"), {"SBATCH_SIGNAL": "B:TERM@90"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("SBATCH_ARRAY_INX", "0-3"), ("SBATCH_WAIT", ""), ("SBATCH_NO_REQUEUE", "1"), ("SBATCH_OPEN_MODE", "truncate")),
+        *(("SBATCH_CLUSTERS", "other"), ("SBATCH_GRES", "gpu:4"), ("SBATCH_ERROR", "/tmp/e"), ("SBATCH_GPUS_PER_NODE", "4")),
+    ],
+)
+def test_a_variable_of_sbatch_that_would_change_the_job_unseen_is_refused(name: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{name}={value} in the environment is not for you to set here: .*; unset it$"):
+        slurm.check(Wishes(), Path("/runs/x"), {name: value})
+
+
+def test_variables_of_sbatch_that_a_flag_of_ours_answers_or_that_only_choose_a_queue_are_let_be() -> None:
+    told = {"SBATCH_GPUS_PER_NODE": "2", "SBATCH_EXPORT": "NONE", "SBATCH_PARTITION": "gpu", "SBATCH_TIMELIMIT": "60", "SBATCH_QOS": "low"}
+    slurm.check(Wishes(gpus_per_node="4"), Path("/runs/x"), told)
+    assert "--export=ALL" in slurm.argv(job())
+    assert "SLURM_EXPORT_ENV" not in slurm.environment(job(), {"SLURM_EXPORT_ENV": "NONE"})
+
+
+def test_an_abbreviated_dependency_or_gpu_flag_is_understood(config: Path) -> None:
+    with pytest.raises(ConfigError, match="how many processes a node needs cannot be seen"):
+        slurm.processes(settings(config), Wishes(others=("--gre=gpu:2",)))
+    with pytest.raises(ConfigError, match="how many processes a node needs cannot be seen"):
+        slurm.processes(settings(config), Wishes(others=("-G4",)))
 
 
 def test_a_job_s_name_is_one_plain_word(config: Path) -> None:
@@ -94,18 +151,79 @@ def test_a_job_s_name_is_one_plain_word(config: Path) -> None:
 
 def test_a_word_that_sbatch_would_take_for_the_script_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"'other.sh' after -- is no flag of sbatch"):
-        slurm.check(Wishes(others=("-xn2", "other.sh")), Path("/runs/x"))
+        slurm.check(Wishes(others=("-xn2", "other.sh")), Path("/runs/x"), {})
 
 
 def test_the_last_job_of_a_run_is_the_one_that_came_last_however_it_was_submitted(config: Path) -> None:
     run = rundir.create(settings(config))
-    assert jobs.last_job(run) is None
+    assert whose.last_job(run) is None
     write_json(run.path / "job.json", {"job": "900", "submitted_ns": 10})
     (run.path / "attempts" / "1").mkdir()
     write_json(run.path / "attempts" / "1" / "attempt.json", {"launcher": "Slurm job 7, start 1", "started_ns": 20})
-    assert jobs.last_job(run) == "7"
+    assert whose.last_job(run) == "7"
     write_json(run.path / "job.json", {"job": "8", "submitted_ns": 30})
-    assert jobs.last_job(run) == "8"
+    assert whose.last_job(run) == "8"
+
+
+def submitted(config: Path, **about: object) -> RunDir:
+    run = rundir.create(settings(config))
+    write_json(run.path / "job.json", {"job": "77", "name": "x", "code": f"{run.path.absolute()}/code/0123456789abcdef", **about})
+    return run
+
+
+def shown(run: Path, name: str = "x") -> Job:
+    text = f"JobId=77 JobName={name}\n   JobState=RUNNING Reason=None\n   Command={run}/code/0123456789abcdef/slurm/finetune.sh a.yaml\n"
+    found = jobs.read("77", text)
+    assert found is not None
+    return found
+
+
+def test_a_job_is_a_run_s_only_if_it_runs_its_snapshot_also_through_a_link(config: Path) -> None:
+    run = submitted(config)
+    Path("link").symlink_to(run.path)
+    assert whose.stranger(shown(run.path.absolute()), RunDir(Path("link"))) is None
+    told = whose.stranger(shown(Path("/runs/other")), run)
+    assert told == f"job 77 is no longer that of {run.path}: the number was given anew, and makes /runs/other"
+    by_hand = Job("77", "RUNNING", name="x", command="/home/you/train.sh")
+    assert str(whose.stranger(by_hand, run)).endswith("the number was given anew, and is 'x', which runs /home/you/train.sh")
+    assert whose.stranger(Job("77", "COMPLETED", name="x"), run) is None  # the accounting knows no command
+    assert whose.stranger(Job("77", "COMPLETED", name="y"), run) is not None
+
+
+def test_a_job_that_was_submitted_by_hand_is_known_by_name_and_arguments(config: Path) -> None:
+    run = rundir.create(settings(config))
+    (run.path / "attempts" / "1").mkdir()
+    about = {"cluster": "here", "name": "sft-dist", "arguments": "configs/x.yaml run.name=y"}
+    write_json(run.path / "attempts" / "1" / "attempt.json", {"launcher": "Slurm job 77, start 1", "started_ns": 20, "slurm": about})
+    own = Job("77", "RUNNING", name="sft-dist", command="/repository/slurm/finetune.sh configs/x.yaml run.name=y")
+    assert whose.stranger(own, run) is None
+    assert whose.stranger(replace(own, command="/repository/sweep.sh 3"), run) is None  # a script that calls ours
+    assert whose.stranger(replace(own, command="/repository/slurm/finetune.sh configs/x.yaml run.name=z"), run) is not None
+    assert whose.stranger(replace(own, name="train"), run) is not None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", '{"job": 5, "submitted_ns": "x"}', '{"job": ["7"], "code": 3, "command": "rm"}', '{"job": "-1; ls"}', "[" * 100_000, "\0"],
+)
+def test_a_record_of_a_job_that_is_no_record_is_no_job(config: Path, text: str) -> None:
+    run = rundir.create(settings(config))
+    (run.path / "job.json").write_text(text)
+    assert whose.last_job(run) in (None, "5")
+    assert whose.log_of(run) is None
+    assert whose.command_of(run, "7", run.path) is None
+    (run.path / "attempts" / "1").mkdir()
+    write_json(run.path / "attempts" / "1" / "attempt.json", {"launcher": ["Slurm"], "started_ns": {}, "slurm": 3})
+    assert whose.last_job(run) in (None, "5")
+
+
+def test_a_job_that_begins_before_its_number_is_written_knows_what_was_typed(config: Path) -> None:
+    run = submitted(config, job=None, command=["sft-launch", "slurm", "submit", "x.yaml"])
+    code = run.path / "code" / "0123456789abcdef"
+    assert whose.command_of(run, "77", code) == ["sft-launch", "slurm", "submit", "x.yaml"]
+    assert whose.command_of(run, "77", software.REPOSITORY) is None
+    submitted(config, job="78", command=["sft-launch"])
+    assert (whose.command_of(run, "77", code), whose.command_of(run, "78", code)) == (None, ["sft-launch"])
 
 
 def test_one_process_a_gpu_and_never_two(config: Path) -> None:
@@ -119,7 +237,7 @@ def test_one_process_a_gpu_and_never_two(config: Path) -> None:
     with pytest.raises(ConfigError, match=r"device = cuda, but how many GPUs a node has nobody has said"):
         slurm.processes(gpu, Wishes())
     with pytest.raises(ConfigError, match=r"--gpus-per-node 'many'; use a number"):
-        slurm.check(Wishes(gpus_per_node="many"), Path("/runs/x"))
+        slurm.check(Wishes(gpus_per_node="many"), Path("/runs/x"), {})
 
 
 def test_what_another_job_has_left_in_the_environment_does_not_go_on() -> None:
@@ -130,6 +248,7 @@ def test_what_another_job_has_left_in_the_environment_does_not_go_on() -> None:
         "LOCAL_RANK": "0",
         "TORCHELASTIC_RUN_ID": "x",
         "HOME": "/h",
+        "SFT_ATTEMPT": "/runs/y/attempts/1/node-0",
     }
     ours = {"SFT_CODE", "SFT_EXPECT_WORLD", "SFT_PROCS_PER_NODE", "SFT_PYTHON"}
     assert set(slurm.environment(job(), env)) == {"SLURM_CONF", "HOME", *ours}
@@ -193,7 +312,10 @@ def test_a_snapshot_that_somebody_has_edited_is_not_submitted(config: Path) -> N
 def test_a_job_is_read_from_what_scontrol_shows_whatever_its_name() -> None:
     found = jobs.read("77", SHOWN)
     place = Path("/runs/a b's/r")
-    assert found == Job("77", "PENDING", "JobHeldUser", "0:0", "2", "Unknown", "2", place / "slurm-77.log", place)
+    command = f"{place}/code/0123456789abcdef/slurm/finetune.sh {place}/code/0123456789abcdef/config.yaml"
+    assert found == Job(
+        "77", "PENDING", "JobHeldUser", "0:0", "2", "Unknown", "2", place / "slurm-77.log", place, "JobState=FAILED Reason=None", command
+    )
 
 
 @pytest.mark.parametrize(
@@ -222,10 +344,18 @@ def test_nodes_that_are_only_drained_make_a_job_wait_and_nodes_that_never_suffic
 def test_the_state_of_a_job_that_slurm_forgot_is_told_from_the_folder(config: Path) -> None:
     run = rundir.create(settings(config))
     write_json(run.path / "job.json", {"job": "12"})
-    assert jobs.last_job(RunDir(run.path)) == "12"
-    lines = follow.status("12", None, run)
+    assert whose.last_job(RunDir(run.path)) == "12"
+    lines = follow.status(Found(run, "12"))
     assert "12: Slurm no longer knows it" in lines[0]
     assert lines[-1].strip() == "it has not begun yet"
+
+
+def test_rows_of_metrics_that_are_none_are_passed_over(config: Path) -> None:
+    run = rundir.create(settings(config))
+    (run.path / "attempts" / "1").mkdir()
+    run.metrics.write_text('{"a": 1}\n[]\n{"epoch": "x"}\n{"step": 3, "kind": "train", "epoch": 0.5, "train/loss": 2.0}\n')
+    told = " ".join(follow.status(Found(run)))
+    assert "step 3 of ?, epoch 0.50: train/loss 2" in told
 
 
 def test_a_rank_s_lines_are_found_in_its_attempt_and_drive_no_terminal(config: Path) -> None:

@@ -11,7 +11,7 @@ import yaml
 from click.testing import CliRunner
 from scenes import at, attempt
 
-from launch import arrays, jobs, plans, queue, results, slurm, snapshot, software, sweep
+from launch import arrays, jobs, plans, queue, results, slurm, snapshot, software, sweep, whose
 from launch.cli import cli
 from launch.jobs import Job
 from launch.slurm import Submission, Wishes
@@ -368,4 +368,4 @@ def test_a_task_of_an_array_bears_the_array_s_number_and_its_own() -> None:
 def test_the_last_job_of_a_run_is_a_task_of_its_array_never_the_array() -> None:
     run = rundir.create(parse.load(Path("x.yaml")))
     attempt(run, launcher="Slurm job 77_2, start 1")
-    assert jobs.last_job(run) == "77_2"
+    assert whose.last_job(run) == "77_2"

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cluster import processes
 from home import REPOSITORY
 from ranks import largest_difference, rows, wait_for_step
 
@@ -49,6 +50,9 @@ def checkout(tmp_path) -> Path:
     """A checkout of the code that may be edited."""
     for part in ("sft_dist", "launch", "slurm"):
         shutil.copytree(REPOSITORY / part, tmp_path / "checkout" / part, ignore=shutil.ignore_patterns("__pycache__"))
+    as_somebody = ("-c", "user.name=a", "-c", "user.email=a@b")
+    for command in (("init", "--quiet"), ("add", "."), (*as_somebody, "commit", "--quiet", "--message=first")):
+        subprocess.run(["git", *command], cwd=tmp_path / "checkout", check=True, timeout=60)
     return tmp_path / "checkout"
 
 
@@ -73,6 +77,9 @@ def test_a_job_runs_what_was_submitted_whatever_is_edited_while_it_waits(submit,
     assert [path.name for path in run.glob("slurm-*")] == [f"slurm-{job}.log"]
     begun = json.loads((run / "attempts" / "1" / "attempt.json").read_text())
     assert begun["command"][:3] == ["sft-launch", "slurm", "submit"]
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, capture_output=True, text=True, check=True, timeout=60)
+    told = json.loads((run / "env.json").read_text())
+    assert (told["commit"], told["dirty"]) == (head.stdout.strip(), False)
 
     assert "done: all 60 steps are made" in launch("logs", job, "--grep", "done: ").stdout
     assert "done: all 60 steps are made" in launch("logs", str(run), "--rank", "0").stdout
@@ -81,6 +88,33 @@ def test_a_job_runs_what_was_submitted_whatever_is_edited_while_it_waits(submit,
     assert f"{job} COMPLETED: it ended with exit code 0" in told
     assert "step 60 of 60" in told
     cluster.assert_nothing_is_left(job)
+
+
+def test_a_job_that_is_another_run_s_is_neither_taken_for_one_s_own_nor_cancelled(submit, launch, cluster, home, tmp_path):
+    run, other = tmp_path / "runs" / "mine", tmp_path / "runs" / "other"
+    job = submit(run, home.config, "run.name=mine", f"run.dir={tmp_path}/runs", "--sbatch=--hold")
+    kept = json.loads((run / "job.json").read_text())
+    other.mkdir()
+    (other / "job.json").write_text(json.dumps({**kept, "name": "other", "code": str(other / "code" / "0")}))
+    for verb in (("status",), ("cancel",), ("cancel", "--save")):
+        told = launch(*verb, str(other))
+        assert f"job {job} is no longer that of {other}: the number was given anew, and makes {run}" in " ".join(
+            (told.stdout + told.stderr).split()
+        )
+    (run / "job.json").write_text(json.dumps({**kept, "cluster": "elsewhere"}))
+    told = launch("cancel", str(run))
+    assert (told.returncode, f"job {job} was submitted on cluster elsewhere, and this machine's is sft: ask there" in told.stderr) == (
+        2,
+        True,
+    )
+    assert cluster.state(job)["JobState"] == "PENDING"
+
+    (run / "job.json").write_text(json.dumps({**kept, "job": None}))  # whoever submitted it died before its number was written
+    again = launch("submit", home.config, "--nodes=2", "run.name=mine", f"run.dir={tmp_path}/runs")
+    assert (again.returncode, f"has a job already: {job} waits in the queue" in again.stderr) == (2, True)
+    (tmp_path / "a link").symlink_to(run)
+    assert launch("cancel", "a link").stdout.startswith(f"job {job} is cancelled")
+    assert cluster.state(job)["JobState"] == "CANCELLED"
 
 
 def test_what_slurm_would_never_run_is_refused_and_nothing_is_left(launch, home, tmp_path):
@@ -98,6 +132,9 @@ def test_a_job_that_is_cancelled_with_save_ends_after_its_commit_and_is_not_queu
     told = launch("status", job).stdout
     assert f"{job} RUNNING: it runs" in told
     assert " of 9000, epoch " in told
+    code, rank = f"SFT_CODE={json.loads((run / 'job.json').read_text())['code']}", (f"SLURM_JOB_ID={job}", "RANK=0")
+    assert processes(code) and processes(*rank)
+    assert not processes(*rank, code)  # else a job that is submitted from inside would run this snapshot
     done = launch("cancel", "--save", str(run))
     assert done.returncode == 0, done.stderr
     saved = json.loads((run / "outcome.json").read_text())
