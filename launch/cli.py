@@ -106,7 +106,7 @@ def doctor(
     if dry_run:
         click.echo("\n".join(shlex.join(line) for line in lines))
         return
-    sys.exit(visits.start(lines, os.environ))
+    sys.exit(visits.start(visit, lines, os.environ))
 
 
 OVER = click.option("--over", is_flag=True, help="The attempt is over: an agent without a last word was killed.")

@@ -4,18 +4,23 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from launch.symptoms import ALONE, TOGETHER, Finding, Report, rate, size
+from launch.symptoms import ALONE, TOGETHER, Finding, Report, nodes, rate, size
 from launch.words import plain
+
+HOST = 24
 
 
 def findings(reports: Sequence[Report]) -> list[Finding]:
     """All that is wrong or worth a word, by check and node."""
-    here = [report for report in reports if report.came]
+    came = [report for report in reports if report.came]
+    here = [report for report in came if report.software]
     lost = [
-        Finding("reach", report.node, "did not come to the head; is it up, and can it reach that address?")
+        Finding("reach", report.node, "did not come: is it up, and can it reach node 0 (addresses, firewall)?")
         for report in reports
         if not report.came
     ]
+    lost += [Finding("answer", report.node, f"{report.silent}: look at that host (dmesg)") for report in reports if report.silent]
+    lost += [Finding(told.partition(":")[0], report.node, told) for report in came for told in report.problems]
     alone = [finding for check in ALONE for report in here for finding in check(report)]
     return lost + [finding for check in TOGETHER for finding in check(here)] + alone
 
@@ -33,17 +38,19 @@ def faulty(reports: Sequence[Report], found: Sequence[Finding]) -> list[str]:
 
 def screen(reports: Sequence[Report], found: Sequence[Finding]) -> list[str]:
     """A table of the nodes, what is wrong, and what to type next."""
-    hosts = {report.node: report.host for report in reports}
     heads = ["node", "host", "CPUs", "GPUs", "disk free", "shm", "clock", "gloo", "nccl", "code"]
     lines = _aligned([heads, *(_row(report) for report in reports)])
     for wrong, label in ((True, "wrong"), (False, "remark")):
-        lines += [f"{label}: node {each.node} ({hosts[each.node]}): {each.told}" for each in found if each.wrong == wrong]
+        for told in dict.fromkeys(each.told for each in found if each.wrong == wrong):
+            lines.append(f"{label}: {nodes(_of(told, reports, found))}: {told}")
+    ill = {each.node for each in found if each.wrong}
+    if not ill:
+        return [plain(line) for line in [*lines, f"nothing wrong on {_counted(len(reports))}"]]
     if out := faulty(reports, found):
         lines.append(f"leave out what is at fault: sbatch --exclude={','.join(out)}")
-    number = sum(each.wrong for each in found)
-    lines.append(
-        f"{number} thing{'s' * (number != 1)} wrong" if number else f"nothing wrong on {len(reports)} node{'s' * (len(reports) != 1)}"
-    )
+    elif len(reports) > 1:
+        lines.append("no node to leave out: it is wrong on all of them, or two only differ and either may be the odd one")
+    lines.append(f"something is wrong on {len(ill)} of {_counted(len(reports))}; mend it or leave it out, then run sft-launch doctor again")
     return [plain(line) for line in lines]
 
 
@@ -62,13 +69,28 @@ def exit_code(found: Sequence[Finding]) -> int:
     return 78 if any(finding.wrong for finding in found) else 0
 
 
+def _of(told: str, reports: Sequence[Report], found: Sequence[Finding]) -> list[Report]:
+    """The nodes about which the same is told."""
+    about = {each.node for each in found if each.told == told}
+    return [report for report in reports if report.node in about]
+
+
+def _counted(number: int) -> str:
+    return f"{number} node{'s' * (number != 1)}"
+
+
 def _row(report: Report) -> list[str]:
-    if not report.came:
-        return [str(report.node), report.host, *["-"] * 8]
+    if not report.software:
+        return [str(report.node), _short(report.host), *["-"] * 8]
     speeds = [rate(report.rates[name]) if name in report.rates else "-" for name in ("gloo", "nccl")]
-    clock = f"{report.offset_s * 1000:+.0f} ms"
+    clock = "-" if report.offset_s is None else f"{report.offset_s * 1000:+.0f} ms"
     amounts = [str(report.processors), str(report.gpus), size(report.free_bytes), size(report.shm_bytes)]
-    return [str(report.node), report.host, *amounts, clock, *speeds, report.software.get("code", "-")]
+    return [str(report.node), _short(report.host), *amounts, clock, *speeds, report.software.get("code", "-")]
+
+
+def _short(host: str) -> str:
+    """For the table; the lines below it have the whole name."""
+    return host if len(host) <= HOST else f"{host[: HOST - 2]}.."
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -4,144 +4,149 @@ import argparse
 import contextlib
 import json
 import os
-import secrets
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
-from launch import doctor, examine, gang, nodes
+from launch import doctor, examine, nodes
 from launch.nodes import Place
-from launch.symptoms import Report, of_json
-from sft_dist.errors import ConfigError, InfrastructureError, MachineError, SftError
+from launch.patience import LateError, within
+from launch.symptoms import Report
+from launch.ward import HeadLostError, Ward, meet
+from sft_dist.errors import ConfigError, MachineError, SftError
 
-STEP = timedelta(seconds=60)
-"""How long one node may take for a step that the others wait for."""
 CACHED_S = 10.0
-ROUNDS, REPEATS = 5, 5
+REPEATS = 5
 FLOATS = 4 * 2**20  # 16 MiB
-
-
-@dataclass(frozen=True)
-class Ward:
-    """The nodes that came, and the store through which they talk."""
-
-    store: Store
-    node: int
-    present: tuple[int, ...]
-
-    def exchange(self, name: str, told: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """What each present node says under a name. Raises InfrastructureError where one no longer answers."""
-        self.store.set(f"{name}/{self.node}", json.dumps(dict(told)))
-        return [json.loads(self.read(f"{name}/{node}")) for node in self.present]
-
-    def read(self, key: str) -> bytes:
-        try:
-            found: bytes = self.store.get(key)
-        except dist.DistError as error:
-            raise InfrastructureError(
-                f"node {self.node} waited {STEP.seconds} s for {key}: the node of that number no longer answers"
-            ) from error
-        return found
+Result = TypeVar("Result")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0 where nothing is wrong on any node, else 78; the same on all nodes."""
+    """Exit code 0 where nothing is wrong on any node, else 78; the same on all nodes that answer to the end."""
     told = _arguments().parse_args(arguments)
     try:
         nodes.refuse_inside_a_rank(os.environ)
         index = nodes.index_of(os.environ, told.nodes, told.node)
         return _visit(Place(index, told.nodes, told.procs, told.head, told.port, told.folder), told)
     except SftError as error:
-        _say("\n".join(["sft-launch doctor: this node cannot be examined", *(f"  - {problem}" for problem in error.problems)]))
+        lines = ["sft-launch doctor: this node cannot be examined", *(f"  - {problem}" for problem in error.problems)]
+        print("\n".join(lines), file=sys.stderr, flush=True)
         return 2 if isinstance(error, ConfigError) else MachineError.exit_code
+    except KeyboardInterrupt:
+        return 130
 
 
 def _visit(place: Place, told: argparse.Namespace) -> int:
-    ward = _come(place, told.patience)
-    report = examine.look(place.index, told.folder, place.procs, told.workers, told.gpu, os.environ)
-    sees_gpu = report.gpus > 0 and torch.cuda.is_available()
-    met = ward.exchange("about", {"name": socket.gethostname(), "torch": torch.__version__, "gpu": sees_gpu})
-    report = replace(report, unresolved=examine.unresolved(other["name"] for other in met), loopback=place.nodes > 1 and examine.loopback())
-    offset_s, within_s = _clock(ward)
-    unseen, problems = _notes(ward, told.folder)
-    report = replace(report, offset_s=offset_s, within_s=within_s, unseen=unseen)
-    if report.gpus and not sees_gpu:
-        problems.append(f"cuda: torch {torch.__version__} can use none of the {report.gpus} GPUs")
-    if len({other["torch"] for other in met}) == 1:  # else the nodes might not even speak the same protocol
-        wires(place.head)
-        backends = [("gloo", torch.device("cpu")), *([("nccl", torch.device("cuda:0"))] if all(other["gpu"] for other in met) else [])]
-        for name, device in backends:
-            speed, problem = _reduce(ward, name, device)
-            report = replace(report, rates={**report.rates, **speed})
-            problems += problem
-    ward.store.set_timeout(3 * STEP)  # where one failed at once, the others are still waiting for it inside the collective
-    reports = ward.exchange("report", asdict(replace(report, problems=problems)))
-    return _judge(ward, place, reports, told.json)
-
-
-def _come(place: Place, patience_s: float) -> Ward:
-    """Meet at the head; who has not come when its patience ends is left behind, and reported."""
-    deadline = time.monotonic() + patience_s
-    store = gang.serve(place)[0] if place.index == 0 else gang.reach(place, deadline, _say)
-    store.set_timeout(STEP + timedelta(seconds=patience_s))
-    store.set(f"came/{place.index}", "1")
-    if place.index == 0:
-        while len(present := [node for node in range(place.nodes) if store.check([f"came/{node}"])]) < place.nodes:
-            if time.monotonic() > deadline:
-                break
-            time.sleep(0.1)
-        store.set("present", json.dumps([present, secrets.token_hex(8)]))
-    present, _ = json.loads(Ward(store, place.index, ()).read("present"))
-    store.set_timeout(STEP)
-    if place.index not in present:
-        raise InfrastructureError(f"node {place.index} came too late: the head had waited {patience_s:.0f} s")
-    return Ward(store, place.index, tuple(present))
-
-
-def _clock(ward: Ward) -> tuple[float, float]:
-    """How far this node's clock is before the head's, and how well that is known: half of the quickest round trip."""
-    if ward.node == 0:
-        for node in ward.present[1:]:
-            for turn in range(ROUNDS):
-                ward.read(f"ping/{node}/{turn}")
-                ward.store.set(f"pong/{node}/{turn}", str(time.time_ns()))
-        return 0.0, 0.0
-    best = (float("inf"), 0.0)
-    for turn in range(ROUNDS):
-        before, begin = time.time_ns(), time.monotonic_ns()
-        ward.store.set(f"ping/{ward.node}/{turn}", "1")
-        head = int(ward.read(f"pong/{ward.node}/{turn}"))
-        trip = time.monotonic_ns() - begin
-        if turn:  # the first waits for the nodes before this one
-            best = min(best, (trip / 2e9, (before + trip // 2 - head) / 1e9))
-    return best[1], best[0]
-
-
-def _notes(ward: Ward, folder: Path) -> tuple[list[int], list[str]]:
-    """Nodes whose file in the folder cannot be seen here, and what went wrong with this node's own."""
-    token, note, problems = json.loads(ward.read("present"))[1], None, []
+    """Every step ends with an exchange of what the nodes know by now, so that whoever falls silent takes nothing with it."""
+    ward = meet(place, examine.host(os.environ), told.token, told.patience, told.limit)
     try:
-        note = examine.leave_note(folder, token, ward.node)
+        report = _looked(ward, place, told)
+        report = _named(ward, report)
+        report = _noted(ward, report, told)
+        if len({other.software.get("torch") for other in ward.known.values()}) == 1:  # else they might not speak the same protocol
+            wires(place.head)
+            _reduced(ward, report)
+    except HeadLostError as error:
+        ward.silent[0] = str(error)
+        ward.present = tuple(node for node in ward.present if node)
+    code = _judge(ward, place, told.json)
+    if 0 not in ward.silent:
+        ward.part()
+    return code
+
+
+def _looked(ward: Ward, place: Place, told: argparse.Namespace) -> Report:
+    """What this node sees of itself."""
+    step = "looking at its devices and disks"
+    problems: list[str] = []
+    report = Report(ward.node, examine.host(os.environ), folder=str(told.folder))
+
+    def look() -> Report:
+        seen = examine.look(place.index, told.folder, place.procs, told.workers, told.gpu, os.environ)
+        usable = seen.gpus > 0 and torch.cuda.is_available()
+        return replace(seen, name=socket.gethostname(), usable_gpu=usable, loopback=place.nodes > 1 and examine.loopback())
+
+    report = _bounded(ward.limit_s, step, look, problems) or report
+    if report.gpus and not report.usable_gpu:
+        problems.append(f"cuda: torch {torch.__version__} can use none of the {report.gpus} GPUs")
+    report = replace(report, problems=problems)
+    ward.exchange(step, report)
+    return report
+
+
+def _named(ward: Ward, report: Report) -> Report:
+    """Whom of the others it can find by name, and how far its clock is from the head's."""
+    step, problems = "resolving names and comparing clocks", [*report.problems]
+    names = [other.name for other in ward.known.values() if other.name]
+    unresolved = _bounded(ward.limit_s, "resolving names", lambda: examine.unresolved(names), problems) or []
+    offset_s, within_s = ward.clock(step)
+    report = replace(report, unresolved=unresolved, offset_s=offset_s, within_s=within_s, problems=problems)
+    ward.exchange(step, report)
+    return report
+
+
+def _noted(ward: Ward, report: Report, told: argparse.Namespace) -> Report:
+    """Whose file in the run's folder it sees: all nodes must see one folder, and so must whoever started this."""
+    step, problems = "writing into the run's folder", [*report.problems]
+    note = _bounded(ward.limit_s, step, lambda: _left(told.folder, ward, problems), problems) if report.software else None
+    report = replace(report, wrote=note is not None, problems=problems)
+    writers = [other.node for other in ward.exchange(step, report) if other.wrote]
+    step = "reading in the run's folder"
+    if report.wrote:
+        names = [*map(str, writers), *([examine.STARTER] if told.token else [])]
+        unseen = _bounded(ward.limit_s + CACHED_S, step, lambda: examine.notes_missing(told.folder, ward.token, names, CACHED_S), problems)
+        away = examine.STARTER in (unseen or [])
+        report = replace(report, unseen=[node for node in writers if str(node) in (unseen or [])], starter_unseen=away, problems=problems)
+    ward.exchange(step, report, CACHED_S)
+    if note is not None:
+        mine = [ward.node, *(ward.silent if ward.node == 0 else [])]
+        _bounded(ward.limit_s, step, lambda: examine.remove_notes(told.folder, ward.token, map(str, mine)), problems)
+    return report
+
+
+def _left(folder: Path, ward: Ward, problems: list[str]) -> Path | None:
+    try:
+        return examine.leave_note(folder, ward.token, str(ward.node))
     except OSError as error:
         problems.append(f"writing: cannot write in {examine.nearest(folder)}: {error.strerror}")
-    written = ward.exchange("note", {"left": note is not None})
-    expected = [node for node, told in zip(ward.present, written, strict=True) if told["left"]]
+        return None
+
+
+def _bounded(limit_s: float, step: str, action: Callable[[], Result], problems: list[str]) -> Result | None:
+    """What the action returns; None, and a problem more, where it hangs: this node can still say so."""
     try:
-        unseen = examine.notes_missing(folder, token, expected, CACHED_S)
-        ward.exchange("seen", {})
-    finally:
-        if note is not None:
-            note.unlink(missing_ok=True)
-    return unseen, problems
+        return within(limit_s, action)
+    except LateError as error:
+        problems.append(f"hangs: {error} while {step}; try the same there by hand (ls, df, nvidia-smi)")
+        return None
+
+
+def _reduced(ward: Ward, report: Report) -> None:
+    """An all-reduce by gloo, and by NCCL where all have GPUs. If somebody falls silent in it, the others do it once more."""
+    for backend, device in (("gloo", torch.device("cpu")), ("nccl", torch.device("cuda:0"))):
+        if backend == "nccl" and not all(ward.known[node].usable_gpu for node in ward.present):
+            break
+        size = 0
+        while size != len(ward.present):
+            size = len(ward.present)
+            problems: list[str] = []
+            step = f"reducing by {backend} over {_counted(size)}"
+            more_s = ward.limit_s + 2 * size  # each wait in it is bounded by one limit; who fails at once waits for those that wait
+            rates = _bounded(ward.limit_s + more_s, step, lambda: _reduce(ward, backend, device, problems), problems) or {}  # noqa: B023
+            told = replace(report, rates={**report.rates, **rates}, problems=[*report.problems, *problems])
+            reports = ward.exchange(step, told, more_s)
+            if any(problem.startswith("hangs") for other in reports for problem in other.problems):
+                return  # a process that is inside one cannot begin another
+        report = told
 
 
 def wires(head: str) -> None:
@@ -152,7 +157,7 @@ def wires(head: str) -> None:
         os.environ.setdefault("NCCL_SOCKET_IFNAME", wire)
 
 
-def _reduce(ward: Ward, backend: str, device: torch.device) -> tuple[dict[str, float], list[str]]:
+def _reduce(ward: Ward, backend: str, device: torch.device, problems: list[str]) -> dict[str, float]:
     """All nodes reduce together, then each with its neighbours: the better of the two is its own speed, in bytes/s."""
     place, size = ward.present.index(ward.node), len(ward.present)
     try:
@@ -160,22 +165,29 @@ def _reduce(ward: Ward, backend: str, device: torch.device) -> tuple[dict[str, f
             everyone = torch.ones(FLOATS, device=device)
             dist.all_reduce(everyone)
             if float(everyone[-1]) != size:
-                return {}, [f"{backend}: an all-reduce of ones over {size} nodes gave {float(everyone[-1])}"]
+                problems.append(f"{backend}: an all-reduce of ones over {_counted(size)} gave {float(everyone[-1])}")
+                return {}
             speeds = []
             for pair in sorted({tuple(sorted((one, (one + 1) % size))) for one in range(size) if size > 1}):
-                group = dist.new_group(list(pair), timeout=STEP)  # all take part in making it
+                group = dist.new_group(list(pair), timeout=timedelta(seconds=ward.limit_s))  # all take part in making it
                 if place in pair:
                     speeds.append(_speed(group, everyone))
             dist.barrier()
     except (RuntimeError, ValueError) as error:
-        return {}, [f"{backend}: {(str(error).splitlines() or ['failed'])[0]}"]
-    return ({backend: max(speeds)} if speeds else {}), []
+        problems.append(f"{backend}: {(str(error).splitlines() or ['failed'])[0]}")
+        return {}
+    return {backend: max(speeds)} if speeds else {}
+
+
+def _counted(number: int) -> str:
+    return f"{number} node{'s' * (number != 1)}"
 
 
 @contextlib.contextmanager
 def _group(ward: Ward, backend: str, rank: int, size: int) -> Iterator[None]:
-    store = PrefixStore(backend, ward.store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=STEP)
+    """A store of its own: what hangs in the group must not keep the ward from talking."""
+    store = PrefixStore(f"{backend}-{size}", ward.store.clone())
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=ward.limit_s))
     try:
         yield
     finally:
@@ -194,28 +206,19 @@ def _speed(group: Any, tensor: torch.Tensor) -> float:
     return tensor.nbytes / min(seconds)
 
 
-def _judge(ward: Ward, place: Place, told: Sequence[Mapping[str, Any]], as_json: bool) -> int:
-    """The head prints what it makes of all reports; the others end with the same code."""
-    if ward.node == 0:
-        names = examine.hosts(os.environ)
-        known = {each["node"]: of_json(each) for each in told}
-        unknown = [Report(node, names[node] if node < len(names) else "?", came=False) for node in range(place.nodes)]
-        reports = [known.get(node, unknown[node]) for node in range(place.nodes)]
-        found = doctor.findings(reports)
+def _judge(ward: Ward, place: Place, as_json: bool) -> int:
+    """What all make of the reports; it is said by the first node that is left."""
+    names = examine.hosts(os.environ)
+    reports = []
+    for node in range(place.nodes):
+        name = ward.hosts.get(node) or (names[node] if node < len(names) else "?")
+        last = ward.known.get(node, Report(node, name, came=node in ward.hosts))
+        reports.append(replace(last, silent=ward.silent.get(node, "")))
+    found = doctor.findings(reports)
+    if ward.node == min(ward.present, default=ward.node):
         lines = [json.dumps(doctor.to_json(reports, found), indent=1)] if as_json else doctor.screen(reports, found)
         print("\n".join(lines), flush=True)
-        ward.store.set("code", str(doctor.exit_code(found)))
-    code = int(ward.read("code"))
-    if ward.node == 0:
-        with contextlib.suppress(InfrastructureError):
-            ward.exchange("left", {})  # the others still read from this process's store
-    else:
-        ward.store.set(f"left/{ward.node}", "{}")
-    return code
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    return doctor.exit_code(found)
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -229,9 +232,14 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, help="data.workers of each of them; auto if not given")
     parser.add_argument("--gpu", action="store_true", help="a node without a GPU is wrong")
     parser.add_argument("--patience", type=float, default=120.0, help="seconds in which the nodes must come")
+    parser.add_argument("--limit", type=float, default=60.0, help="seconds that a node may take for one step of the examination")
+    parser.add_argument("--token", default="", help="what a file is called by that whoever starts this has left in the folder")
     parser.add_argument("--json", action="store_true")
     return parser
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ended = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(ended)  # a thread that hangs in the kernel or in a driver must not keep the process

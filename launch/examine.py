@@ -7,11 +7,15 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from launch.software import software
 from launch.symptoms import Report
 from sft_dist.plan import processors
+
+STARTER = "starter"
+"""Whoever starts an examination from outside of its nodes."""
 
 
 def look(node: int, folder: Path, procs: int, workers: int | None, wanted_gpu: bool, env: Mapping[str, str]) -> Report:
@@ -72,21 +76,32 @@ def hosts(env: Mapping[str, str]) -> list[str]:
     return subprocess.run(["scontrol", "show", "hostnames", listed], capture_output=True, text=True, timeout=30).stdout.split()
 
 
-def leave_note(folder: Path, token: str, node: int) -> Path:
-    """A file that only this node can have written; the caller takes it away again."""
-    path = nearest(folder) / f".doctor-{token}-{node}"
-    path.write_text(f"{token} {node}")
+def leave_note(folder: Path, token: str, who: str) -> Path:
+    """A file that only this node can have written, or the STARTER; to be taken away again by `remove_notes`."""
+    path = _note(folder, token, who)
+    path.write_text(f"{token} {who}")
     return path
 
 
-def notes_missing(folder: Path, token: str, nodes: Iterable[int], patience_s: float) -> list[int]:
-    """Nodes whose file is not here even after a while: a network file system may answer from its cache at first."""
-    deadline = time.monotonic() + patience_s
+def notes_missing(folder: Path, token: str, whose: Iterable[str], patience_s: float) -> list[str]:
+    """Those whose file is not here even after a while: a network file system may answer from its cache at first."""
+    deadline, names = time.monotonic() + patience_s, list(whose)
     while True:
-        missing = [node for node in nodes if not _holds(nearest(folder) / f".doctor-{token}-{node}", f"{token} {node}")]
+        missing = [who for who in names if not _holds(_note(folder, token, who), f"{token} {who}")]
         if not missing or time.monotonic() > deadline:
             return missing
         time.sleep(0.2)
+
+
+def remove_notes(folder: Path, token: str, whose: Iterable[str]) -> None:
+    """Take away what `leave_note` left, as far as it is there."""
+    for who in whose:
+        with suppress(OSError):
+            _note(folder, token, who).unlink()
+
+
+def _note(folder: Path, token: str, who: str) -> Path:
+    return nearest(folder) / f".doctor-{token}-{who}"
 
 
 def _holds(path: Path, text: str) -> bool:

@@ -42,7 +42,7 @@ VARIABLES = {  # what sbatch reads where no flag says otherwise
     "SBATCH_OPEN_MODE": OURS["--open-mode"],
     "SBATCH_WAIT": OURS["--wait"],
 }
-HEARD = re.compile(r"(?:B|RB|BR):(?:SIG)?(?:USR1|TERM|10|15)(?:@\d+)?")
+HEARD = re.compile(r"(?:B|RB|BR):(?:SIG)?(?:USR1|USR2|TERM|10|12|15)(?:@\d+)?")
 
 
 def means(flag: str, name: str) -> bool:
@@ -76,5 +76,5 @@ def refused_variables(env: Mapping[str, str], gpus_told: bool) -> list[str]:
 
 
 def _unheard(signal: str) -> list[str]:
-    hears = "slurm/finetune.sh hears USR1 or TERM, and only where B: sends it to the script; use --signal=B:USR1@SECONDS"
+    hears = "slurm/finetune.sh hears USR1, USR2 or TERM, and only where B: sends it to the script; use --signal=B:USR1@SECONDS"
     return [] if HEARD.fullmatch(signal.upper()) else [hears]

@@ -1,21 +1,33 @@
 """How the doctor comes to the nodes: the command lines, on this machine or by srun inside an allocation."""
 
+import contextlib
+import secrets
 import shlex
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launch import examine, plans
 from launch.nodes import without_leaks
+from launch.patience import LateError, within
 from launch.software import REPOSITORY
 from sft_dist.errors import ConfigError, MachineError
+
+PARTING_S = 5.0
+ALONE_S = 200.0
+"""How long a head may go on when all others have ended: it may still wait for them to come."""
 
 
 @dataclass(frozen=True)
 class Visit:
-    """What to examine: nodes, and what a run on them would use; procs: 0 until `prepare` knows better; workers: None for auto."""
+    """What to examine: nodes, and what a run on them would use; procs: 0 until `prepare` knows better; workers: None for auto.
+
+    token: what files are called by that are left in the folder, to see whether all see them.
+    """
 
     nodes: int
     folder: Path
@@ -25,12 +37,14 @@ class Visit:
     as_json: bool = False
     head: str = "127.0.0.1"
     port: int = 0
+    token: str = ""
 
 
 def prepare(visit: Visit, config: Path | None, overrides: tuple[str, ...], env: Mapping[str, str]) -> Visit:
     """The visit with what a config says: its run.dir, data.workers, device, and the processes of a node."""
     from sft_dist import parse
 
+    visit = replace(visit, token=secrets.token_hex(8))
     if config is None:
         return replace(visit, procs=visit.procs or max(1, examine.gpus(env)))
     plans.plain([str(config), *overrides])
@@ -44,7 +58,7 @@ def commands(visit: Visit, simulate: bool, env: Mapping[str, str]) -> list[list[
     """One command a node, or srun's one for all of them. Raises ConfigError where several nodes cannot be reached from here."""
     if simulate or "SLURM_JOB_ID" not in env:
         if visit.nodes > 1 and not simulate:
-            line = shlex.join(node_command(replace(visit, head="ADDRESS", port=visit.port or 23456))).replace(
+            line = shlex.join(node_command(replace(visit, head="ADDRESS", port=visit.port or 23456, token=""))).replace(
                 "ADDRESS", "ADDRESS_OF_NODE_0"
             )
             raise ConfigError(
@@ -56,31 +70,82 @@ def commands(visit: Visit, simulate: bool, env: Mapping[str, str]) -> list[list[
         return [[*node_command(visit), "--node", str(node)] for node in range(visit.nodes)]
     number = str(visit.nodes)
     share = env.get("SLURM_CPUS_PER_TASK", "1")
-    # --wait: a node that hangs must not keep the others, which have told what they saw
-    srun = ["srun", "--overlap", "--wait=60", f"--nodes={number}", f"--ntasks={number}", "--ntasks-per-node=1", f"--cpus-per-task={share}"]
+    # --wait: a node that hangs must not keep srun, once the others have told what they saw; nor may it end them before
+    srun = [
+        "srun",
+        "--overlap",
+        "--wait=60",
+        "--kill-on-bad-exit=0",
+        f"--nodes={number}",
+        f"--ntasks={number}",
+        "--ntasks-per-node=1",
+        f"--cpus-per-task={share}",
+    ]
     return [[*srun, "--gpu-bind=none", *node_command(_of_the_job(visit, env))]]
 
 
 def node_command(visit: Visit) -> list[str]:
     """What runs on every node; without --node it is Slurm that says which one it is."""
     where = ["--nodes", str(visit.nodes), "--head", visit.head, "--port", str(visit.port), "--folder", str(visit.folder.absolute())]
+    token = ["--token", visit.token] if visit.token else []
     workers = [] if visit.workers is None else ["--workers", str(visit.workers)]
     flags = [*(["--gpu"] if visit.gpu else []), *(["--json"] if visit.as_json else [])]
-    return [sys.executable, "-P", "-m", "launch.doctor_node", *where, "--procs", str(visit.procs), *workers, *flags]
+    return [sys.executable, "-P", "-m", "launch.doctor_node", *where, "--procs", str(visit.procs), *workers, *flags, *token]
 
 
-def start(lines: list[list[str]], env: Mapping[str, str]) -> int:
-    """Run them side by side; the first one's exit code, or another's that is not 0."""
+def start(visit: Visit, lines: list[list[str]], env: Mapping[str, str]) -> int:
+    """Run them side by side; 0 where all end so, else 78. Whatever ends this, an interrupt too, nothing is left of it."""
     paths = [str(REPOSITORY), *filter(None, env.get("PYTHONPATH", "").split(":"))]
     whole = {**without_leaks(env), "PYTHONPATH": ":".join(dict.fromkeys(paths))}
-    started = [subprocess.Popen(line, env=whole) for line in lines]
+    started: list[subprocess.Popen[bytes]] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        codes = [each.wait() for each in started]
+        _leave_note(visit)
+        started += [subprocess.Popen(line, env=whole) for line in lines]
+        _wait(started)
     finally:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)  # the second ctrl-C must not stop the end of the first
+        _end(started)
+        _take_note(visit)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return MachineError.exit_code if any(each.returncode for each in started) else 0
+
+
+def _wait(started: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Until the first has ended, which is the head and has had the last word, or all others have; what is still there later hangs."""
+    head, others = started[0], started[1:]
+    while head.poll() is None and (not others or any(each.poll() is None for each in others)):
+        time.sleep(0.1)
+    deadline = time.monotonic() + (ALONE_S if head.poll() is None else PARTING_S)
+    while any(each.poll() is None for each in started) and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
+def _end(started: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Ask first: srun tells its nodes. What hangs in the kernel cannot be ended, nor waited for."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
         for each in started:
             if each.poll() is None:
-                each.kill()
-    return next((abs(code) for code in codes if code), 0)
+                each.send_signal(number)
+        deadline = time.monotonic() + PARTING_S
+        while any(each.poll() is None for each in started) and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+
+def _leave_note(visit: Visit) -> None:
+    try:
+        within(PARTING_S, lambda: examine.leave_note(visit.folder, visit.token, examine.STARTER))
+    except (OSError, LateError) as error:
+        told = getattr(error, "strerror", None) or str(error)
+        print(f"sft-launch doctor: cannot write in {visit.folder} from here: {told}", file=sys.stderr, flush=True)
+
+
+def _take_note(visit: Visit) -> None:
+    with contextlib.suppress(LateError):
+        within(PARTING_S, lambda: examine.remove_notes(visit.folder, visit.token, [examine.STARTER]))
 
 
 def _of_the_job(visit: Visit, env: Mapping[str, str]) -> Visit:

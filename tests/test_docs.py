@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from launch import verdict
 from sft_dist import errors, parse
 from sft_dist.config import Config
 from sft_dist.plan import MAY_CHANGE, Plan
@@ -133,3 +134,26 @@ def test_the_guide_lists_what_may_change_on_resume() -> None:
     single = {name for name in MAY_CHANGE if not name.endswith(".")}
     assert set(re.findall(r"`([\w.]+)`", told)) == sections | single
     assert sections <= set(Config.model_fields)
+
+
+def first_cells(page: str, head: str) -> list[str]:
+    """What stands in backticks in the first column of the table under this head."""
+    lines = page[page.index(f"| {head} |") :].split("\n\n")[0].splitlines()[2:]
+    return [words for line in lines for words in re.findall(r"`([^`]+)`", line.split(" | ")[0])]
+
+
+def test_troubleshooting_has_every_verdict_in_its_words() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    assert set(first_cells(page, "verdict")) == set(verdict.WORDS.values())
+
+
+@pytest.mark.parametrize("golden", sorted((ROOT / "tests" / "golden" / "doctor").glob("*.txt")), ids=lambda path: path.stem)
+def test_troubleshooting_has_every_line_that_the_doctor_says(golden: Path) -> None:
+    known = first_cells((ROOT / "docs" / "troubleshooting.md").read_text(), "it says")
+    told = [line for line in golden.read_text().splitlines() if line.startswith(("wrong:", "remark:"))]
+    assert [line for line in told if not any(words in line for words in known)] == []
+
+
+def test_troubleshooting_begins_with_hangs() -> None:
+    heads = [line for line in (ROOT / "docs" / "troubleshooting.md").read_text().splitlines() if line.startswith("## ")]
+    assert heads[0] == "## Hanging"

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "launch").glob("*.py"))
-ON_THE_NODES = {"gang", "logs", "agent", "doctor_node"}
+ON_THE_NODES = {"gang", "logs", "agent", "ward", "doctor_node"}
 ORDER = [
     "words",
     "causes",
@@ -20,6 +20,7 @@ ORDER = [
     "why",
     "nodes",
     "software",
+    "patience",
     "symptoms",
     "doctor",
     "examine",
@@ -48,6 +49,7 @@ ORDER = [
     "results",
     "arrays",
     "slurm_cli",
+    "ward",
     "doctor_node",
     "cli",
     "__main__",

@@ -105,14 +105,16 @@ def test_flags_that_the_launcher_decides_are_refused_with_what_decides_them(flag
     slurm.check(Wishes(others=fine), Path("/runs/x"), {})
 
 
-@pytest.mark.parametrize("signal", ["--signal=USR1@600", "--signal=R:USR1", "--signal=B:KILL@60", "--sig=B:USR2@60", "--signal"])
+@pytest.mark.parametrize("signal", ["--signal=USR1@600", "--signal=R:USR1", "--signal=B:KILL@60", "--sig=B:HUP@60", "--signal"])
 def test_a_signal_that_the_script_would_not_hear_is_refused(signal: str) -> None:
-    with pytest.raises(ConfigError, match="hears USR1 or TERM, and only where B: sends it to the script"):
+    with pytest.raises(ConfigError, match="hears USR1, USR2 or TERM, and only where B: sends it to the script"):
         slurm.check(Wishes(others=(signal,)), Path("/runs/x"), {})
     with pytest.raises(ConfigError, match=r"SBATCH_SIGNAL=.* in the environment: slurm/finetune.sh hears"):
         slurm.check(Wishes(), Path("/runs/x"), {"SBATCH_SIGNAL": signal.partition("=")[2]})
     slurm.check(
-        Wishes(others=("--signal=B:USR1@1800", "--sig=RB:sigterm@60", "--signal=B:10")), Path("/runs/x"), {"SBATCH_SIGNAL": "B:TERM@90"}
+        Wishes(others=("--signal=B:USR1@1800", "--sig=RB:sigterm@60", "--signal=B:USR2@60", "--signal=B:10")),
+        Path("/runs/x"),
+        {"SBATCH_SIGNAL": "B:TERM@90"},
     )
 
 
