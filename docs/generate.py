@@ -34,7 +34,7 @@ IN_WORDS = {  # validator -> what it lets through
     "_positive_span": "length above zero",
     "_workers": "whole number or `auto`",
     "_train_part": "`head`, `all` or `last:N`",
-    "_plain_name": "folder name",
+    "plain_name": "folder name",
     "_target": "`val/<score> >= x` or `<= x`",
 }
 SIGNS = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))

@@ -77,10 +77,11 @@ def begin(config: Path, overrides: tuple[str, ...], nodes: int, procs: int, laun
     if done := rundir.finished(settings):
         click.echo("\n".join(["this run is finished; a longer train.duration goes on from its end", *rundir.summary(done)]), err=True)
         return
-    told = whose.command_of(rundir.RunDir.of(settings), os.environ.get("SLURM_JOB_ID"), software.REPOSITORY)
+    run = rundir.RunDir.of(settings)
+    told = whose.command_of(run, plans.job_number(os.environ), software.REPOSITORY)
     again = told or [*plans.sbatch(os.environ), "slurm/finetune.sh", str(config), *overrides]
     folder = local.begin(settings, nodes, procs, launcher, again, plans.job_here([str(config), *overrides], os.environ))
-    for line in local.little_notice(rundir.RunDir.of(settings), os.environ):
+    for line in local.little_notice(run, os.environ):
         click.echo(f"warning: {line}", err=True)
     click.echo(str(folder.absolute()))
 

@@ -14,7 +14,7 @@ OURS = {  # a flag of sbatch -> what decides it instead
     "--export-file": "the job gets this environment, whole",
     "--chdir": "the folder that you submit from",
     "--wrap": "slurm/finetune.sh is what runs",
-    "--array": "slurm/finetune.sh makes one run",
+    "--array": "sft-launch slurm array makes several runs, submit one",
     "--ntasks": "one agent a node, which starts --procs processes",
     "--ntasks-per-node": "one agent a node, which starts --procs processes",
     "--gpus-per-task": "it hides the GPUs of a node from each other: use --gpus-per-node",

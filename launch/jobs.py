@@ -25,7 +25,8 @@ FORGOTTEN = "Slurm no longer knows it: scontrol forgets a job some minutes after
 class Job:
     """What Slurm knows of a job. start: when it began, or is expected to. log: where the batch script writes.
 
-    run: the folder of the run, if sft-launch submitted it. command: the script and its arguments; empty where only the accounting knows it.
+    run: the folder of the run, if sft-launch submitted it; of the sweep, where the number is that of a whole array. command: the script
+    and its arguments; empty where only the accounting knows it.
     """
 
     number: str
@@ -105,7 +106,12 @@ def read(number: str, shown: str) -> Job | None:
     if not state:
         return None
     log = value(r"StdOut=(.*)$")
-    run = value(r"Command=(.*?)/code/[0-9a-f]{16}/slurm/finetune\.sh")  # not the log's folder: scontrol 22.05 shows %% in it wrongly
+    # Not from the log's folder: scontrol 22.05 shows %% in it wrongly.
+    run = value(r"Command=(.*?)/code/[0-9a-f]{16}/slurm/(?:finetune|array)\.sh")
+    array = re.search(r"^JobId=\d+ ArrayJobId=(\d+) ArrayTaskId=(\S+)", shown)
+    task = number.partition("_")[2] or (array[2] if array and array[1] != number else "")
+    if run and task:
+        run = f"{run}/{Path(run).name}-{task}"
     return Job(
         number,
         state[1],
@@ -128,6 +134,15 @@ def cluster(env: Mapping[str, str]) -> str:
     if answer.code or name is None:
         raise _refused(answer, "scontrol does not answer")
     return name[1]
+
+
+def live_tasks(number: str, env: Mapping[str, str]) -> dict[int, Job]:
+    """The tasks of an array that wait or run, by their index."""
+    answer = ask(["squeue", "--noheader", "--array", f"--jobs={number}", "--format=%K %T %r"], env)
+    if answer.code and "nvalid job id" not in answer.err:
+        raise _refused(answer, "squeue does not answer")
+    rows = [line.split(None, 2) for line in answer.out.splitlines()]
+    return {int(task): Job(f"{number}_{task}", state, reason.replace(" ", "_")) for task, state, reason in rows if task.isdecimal()}
 
 
 def cancel(number: str, env: Mapping[str, str]) -> None:

@@ -111,6 +111,13 @@ def sbatch(env: Mapping[str, str]) -> list[str]:
     return [*(["env", *before] if before else []), "sbatch", *(f"{flag}={env[name]}" for flag, name in told.items() if env.get(name))]
 
 
+def job_number(env: Mapping[str, str]) -> str | None:
+    """What Slurm calls the job that this runs in: 77, or 77_3 for a task of an array; SLURM_JOB_ID alone may mean the whole array."""
+    if env.get("SLURM_ARRAY_JOB_ID") and env.get("SLURM_ARRAY_TASK_ID"):
+        return f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
+    return env.get("SLURM_JOB_ID")
+
+
 def job_here(arguments: Sequence[str], env: Mapping[str, str]) -> dict[str, str]:
     """What tells the job that this runs in from another one which is given its number later; arguments: of the batch script."""
     told = {"cluster": env.get("SLURM_CLUSTER_NAME"), "name": env.get("SLURM_JOB_NAME"), "arguments": " ".join(arguments)}

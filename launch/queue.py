@@ -65,6 +65,7 @@ REFUSALS = [  # pattern of sbatch's message, what to do, whether the user can me
     (r"[Nn]ode count|[Tt]oo many nodes|[Mm]ore processors", "`sinfo -o '%P %D %c %G'` shows nodes, processors and GPUs of each partition", True),
     (r"[Nn]ode configuration is not available|[Ii]nvalid generic resource|[Ii]nvalid feature", "no node has what is asked for; `sinfo -o '%P %D %c %m %G %f'` shows what they have", True),
     (r"[Mm]emory specification", "`sinfo -o '%P %m'` shows the memory of the nodes (--mem)", True),
+    (r"[Ii]nvalid job array", "`scontrol show config | grep MaxArraySize` shows how many tasks an array may have", True),
     (r"unrecognized option|invalid option|[Ii]nvalid .*specification|Script arguments", "see `man sbatch`", True),
     (r"[Uu]nable to contact|[Cc]onfiguration source|fetch_config|[Cc]onnection refused", "Slurm does not answer from this machine; is it a login node of the cluster?", False),
 ]  # fmt: skip

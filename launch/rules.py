@@ -120,7 +120,8 @@ def untrapped_signal(script: Script) -> Lines:
     option = script.option("signal")
     flags, colon, signal = option.value.partition("@")[0].rpartition(":") if option else ("", "", "")
     replaced = any(re.match(r"exec\s+[^<>\d]", command.text) for command in script.commands)  # by a program that may hear it
-    if option and colon and "B" in flags.upper() and not replaced and not heard(script, signal):
+    elsewhere = script.commands and script.commands[-1].program in (".", "source")  # what runs, and hears, stands in that file
+    if option and colon and "B" in flags.upper() and not (replaced or elsewhere) and not heard(script, signal):
         yield option.line
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from launch import flags, plans, software
 from launch.nodes import without_leaks
-from launch.snapshot import CONFIG, SCRIPT
+from launch.snapshot import ARRAY, CONFIG, CONFIGS, SCRIPT
 from launch.words import plain
 from sft_dist.config import Config
 from sft_dist.errors import ConfigError
@@ -33,7 +33,10 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Submission:
-    """One job that makes one run. run: its folder; code: the snapshot in it, made of what lies in `source`; all absolute."""
+    """One job that makes one run. run: its folder; code: the snapshot in it, made of what lies in `source`; all absolute.
+
+    array: what sbatch's --array takes, where each task makes a run of its own; `run` is then the folder of all of them.
+    """
 
     name: str
     run: Path
@@ -42,6 +45,11 @@ class Submission:
     wishes: Wishes
     python: str = sys.executable
     source: Path = software.REPOSITORY
+    array: str | None = None
+
+    @property
+    def script(self) -> str:
+        return ARRAY if self.array else SCRIPT
 
     @property
     def world(self) -> int:
@@ -86,20 +94,21 @@ def processes(config: Config, wishes: Wishes) -> int:
 
 def argv(job: Submission, test_only: bool = False) -> list[str]:
     """The command that submits the job, or asks before there is a snapshot whether Slurm would take it. No shell ever reads it."""
-    log = str(job.run / "slurm-").replace("%", "%%") + "%j.log"
+    log = str(job.run / "slurm-").replace("%", "%%") + ("%A_%a.log" if job.array else "%j.log")
     wishes = job.wishes
     asked = {"time": wishes.time, "partition": wishes.partition, "account": wishes.account, "gpus-per-node": wishes.gpus_per_node}
     return [
         "sbatch",
         "--test-only" if test_only else "--parsable",
         f"--job-name={job.name}",
+        *([f"--array={job.array}"] if job.array else []),
         f"--nodes={wishes.nodes}",
         *(f"--{name}={value}" for name, value in asked.items() if value is not None),
         f"--output={log}",
         "--export=ALL",
         *wishes.others,
-        str((job.source if test_only else job.code) / SCRIPT),
-        str(job.code / CONFIG),
+        str((job.source if test_only else job.code) / job.script),
+        str(job.code / (CONFIGS if job.array else CONFIG)),
     ]
 
 
@@ -115,24 +124,25 @@ def environment(job: Submission, env: Mapping[str, str]) -> dict[str, str]:
     return {**kept, **ours}
 
 
-def typed(config: Path, overrides: Sequence[str], wishes: Wishes) -> list[str]:
+def typed(config: Path, overrides: Sequence[str], wishes: Wishes, verb: Sequence[str] = ("submit",)) -> list[str]:
     """The command line that submits the same again; what is added to its end changes the config."""
     asked = {"nodes": wishes.nodes, "procs": wishes.procs, "time": wishes.time, "partition": wishes.partition}
     asked |= {"account": wishes.account, "gpus-per-node": wishes.gpus_per_node}
     flags = [f"--{name}={value}" for name, value in asked.items() if value is not None]
-    return ["sft-launch", "slurm", "submit", *flags, *(f"--sbatch={flag}" for flag in wishes.others), str(config), *overrides]
+    return ["sft-launch", "slurm", *verb, *flags, *(f"--sbatch={flag}" for flag in wishes.others), str(config), *overrides]
 
 
 def describe(job: Submission, env: Mapping[str, str], files: Mapping[str, bytes]) -> list[str]:
     """Everything that a submission would do, in lines that can be pasted into a shell once the files are there; secrets are redacted."""
     wanted = environment(job, env)
     fresh = {name: value for name, value in wanted.items() if env.get(name) != value}
-    defaults = [line for line in files[SCRIPT].decode().splitlines() if line.startswith("#SBATCH")]
+    defaults = [line for line in files[job.script].decode().splitlines() if line.startswith("#SBATCH")]
+    packages = [CONFIGS] * bool(job.array) + ["launch", "sft_dist"]
     return [
         f"# {job.world} rank(s) on {job.wishes.nodes} node(s), run folder {plain(str(job.run))}",
         f"# {len(files)} files would be put aside in {plain(str(job.code))}:",
-        *(f"#   {name}" for name in sorted(files) if "/" not in name or name == SCRIPT),
-        *(f"#   {package}/ ({sum(name.startswith(f'{package}/') for name in files)} files)" for package in ("launch", "sft_dist")),
+        *(f"#   {name}" for name in sorted(files) if "/" not in name or name in (SCRIPT, job.script)),
+        *(f"#   {package}/ ({sum(name.startswith(f'{package}/') for name in files)} files)" for package in packages),
         "# what the script asks for where the command below says nothing:",
         *(f"#   {line.removeprefix('#SBATCH ')}" for line in defaults),
         *(f"unset {name}" for name in sorted(set(env) - set(wanted))),
@@ -157,6 +167,23 @@ def submitted(number: str, job: Submission) -> list[str]:
         f"  sft-launch slurm status {run}",
         f"  sft-launch why {run}",
         f"  sft-launch slurm cancel --save {number}",
+    ]
+
+
+def submitted_array(number: str, job: Submission) -> list[str]:
+    """The same for an array."""
+    run, first = shlex.quote(str(job.run)), re.split(r"\D", job.array or "0")[0]
+    return [
+        f"job {number}, tasks {job.array}: {job.world} rank(s) on {job.wishes.nodes} node(s) each",
+        f"  sweep   {plain(str(job.run))}",
+        f"  code    {plain(str(job.code))}",
+        "follow it:",
+        f"  squeue -j {number}",
+        f"  sft-launch slurm status {run}",
+        "one of its runs, as any other:",
+        f"  sft-launch why {shlex.quote(f'{job.run}/{job.name}-{first}')}",
+        f"  sft-launch slurm cancel --save {number}_{first}",
+        f"when the last one has ended, the table lies in {plain(str(job.run / 'table.txt'))}",
     ]
 
 

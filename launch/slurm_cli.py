@@ -1,12 +1,16 @@
-"""`sft-launch slurm`: submit, status, logs, cancel."""
+"""`sft-launch slurm`: submit, array, status, logs, cancel, table."""
 
 import os
+import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
+
+UNKNOWN = {"ignore_unknown_options": True, "allow_interspersed_args": True}
 
 
 class Rest(click.Command):
@@ -19,20 +23,33 @@ class Rest(click.Command):
 
 @click.group()
 def slurm() -> None:
-    """Runs as jobs of a Slurm cluster: submit, status, logs, cancel."""
+    """Runs as jobs of a Slurm cluster: submit, array, status, logs, cancel, table."""
 
 
-@slurm.command(cls=Rest, context_settings={"ignore_unknown_options": True, "allow_interspersed_args": True})
+def wishes_of_the_cluster(command: Callable[..., None]) -> Callable[..., None]:
+    """The arguments that all commands take which submit."""
+    for each in reversed(
+        [
+            click.argument("overrides", nargs=-1, type=click.UNPROCESSED, metavar="[KEY=VALUE]... [-- SBATCH FLAGS]"),
+            click.option("--nodes", type=click.IntRange(1), default=1, show_default=True),
+            click.option("--procs", type=click.IntRange(1), help="Processes on each node; by default one a GPU, or one."),
+            click.option("--time", help="Time limit, as sbatch takes it; ten minutes before it the run saves and queues again."),
+            click.option("--partition"),
+            click.option("--account"),
+            click.option("--gpus-per-node", metavar="[TYPE:]NUMBER"),
+            click.option(
+                "--sbatch", "others", multiple=True, metavar="FLAG", help="Any other flag of sbatch, as --sbatch=FLAG; or all after --."
+            ),
+            click.option("--dry-run", is_flag=True, help="Only show what would be submitted; asks Slurm nothing and writes nothing."),
+        ]
+    ):
+        command = each(command)
+    return command
+
+
+@slurm.command(cls=Rest, context_settings=UNKNOWN)
 @click.argument("config", type=click.Path(path_type=Path))
-@click.argument("overrides", nargs=-1, type=click.UNPROCESSED, metavar="[KEY=VALUE]... [-- SBATCH FLAGS]")
-@click.option("--nodes", type=click.IntRange(1), default=1, show_default=True)
-@click.option("--procs", type=click.IntRange(1), help="Processes on each node; by default one a GPU, or one.")
-@click.option("--time", help="Time limit, as sbatch takes it; ten minutes before it the run saves and queues again.")
-@click.option("--partition")
-@click.option("--account")
-@click.option("--gpus-per-node", metavar="[TYPE:]NUMBER")
-@click.option("--sbatch", "others", multiple=True, metavar="FLAG", help="Any other flag of sbatch, as --sbatch=FLAG; or all after --.")
-@click.option("--dry-run", is_flag=True, help="Only show what would be submitted; asks Slurm nothing and writes nothing.")
+@wishes_of_the_cluster
 def submit(config: Path, overrides: tuple[str, ...], dry_run: bool, **wishes: Any) -> None:
     """Submit CONFIG as a job, or go on with its run. Code and config are put aside first: later edits do not reach the job."""
     from launch import jobs, local, plans, snapshot, software, whose
@@ -70,12 +87,53 @@ def submit(config: Path, overrides: tuple[str, ...], dry_run: bool, **wishes: An
     click.echo("\n".join(texts.submitted(number, job)))
 
 
-@slurm.command()
-@click.argument("told", metavar="RUN|JOBID")
-def status(told: str) -> None:
-    """Say in words what the job of a run does, why it waits, and how far the run is."""
-    from launch import follow, whose
+@slurm.command(cls=Rest, context_settings=UNKNOWN)
+@click.argument("sweep", type=click.Path(path_type=Path))
+@wishes_of_the_cluster
+@click.option("--limit", type=click.IntRange(1), metavar="RUNS", help="At most so many at a time.")
+def array(sweep: Path, overrides: tuple[str, ...], limit: int | None, dry_run: bool, **wishes: Any) -> None:
+    """Submit the runs of SWEEP as one job, a task each, or go on with those that are not finished. All are checked first."""
+    from launch import arrays
+    from launch import slurm as texts
 
+    wanted = texts.Wishes(**wishes)
+    made = arrays.checked(sweep, overrides, wanted, os.environ)
+    if not made.unfinished:
+        click.echo(f"all runs of this sweep are finished: sft-launch slurm table {shlex.quote(str(made.folder))}")
+        return
+    job, files = arrays.prepare(made, sweep, limit, wanted, os.environ)
+    if dry_run:
+        click.echo("\n".join([*arrays.runs(made), *texts.describe(job, os.environ, files)]))
+        return
+    command = texts.typed(sweep, overrides, wanted, ("array", *([f"--limit={limit}"] if limit else [])))
+    number, notes = arrays.submit(made, job, files, command, os.environ)
+    for note in notes:
+        click.echo(note, err=True)
+    click.echo("\n".join([*arrays.runs(made), *texts.submitted_array(number, job)]))
+
+
+@slurm.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--over", type=click.IntRange(0), metavar="TASK", help="This task is at its end, whatever its last sign is.")
+def table(folder: Path, over: int | None) -> None:
+    """Write the table of a sweep, or of a FOLDER with 0.yaml, 1.yaml..., into it, and print it; asks Slurm nothing.
+
+    slurm/array.sh does so at the end of each task.
+    """
+    from launch import results
+
+    click.echo("\n".join(results.text(results.write(folder, over))))
+
+
+@slurm.command()
+@click.argument("told", metavar="RUN|SWEEP|JOBID")
+def status(told: str) -> None:
+    """Say in words what the job of a run does, why it waits, and how far the run is; of a sweep, all its runs in a table."""
+    from launch import arrays, follow, whose
+
+    if sweep := arrays.find(told, os.environ):
+        click.echo("\n".join(arrays.status(sweep, os.environ)))
+        return
     found = whose.find(told, os.environ)
     click.echo("\n".join(follow.status(found)))
 
@@ -87,9 +145,14 @@ def status(told: str) -> None:
 @click.option("--grep", "text", metavar="TEXT", help="Only lines with this text in them.")
 def logs(told: str, rank: int | None, attempt: int | None, text: str | None) -> None:
     """Print the job's log, or what one rank has written."""
-    from launch import follow, whose
+    from launch import arrays, follow, whose
+    from sft_dist.errors import ConfigError
     from sft_dist.rundir import RunDir
 
+    if sweep := arrays.find(told, os.environ):
+        raise ConfigError(
+            f"{told} is a whole sweep; name one of its runs, like {sweep.run(0).path}, or one of its tasks, like {sweep.job}_0"
+        )
     run = RunDir(Path(told)) if Path(told).is_dir() else None
     log = whose.log_of(run) if run else None
     if run is None or (log is None and rank is None and attempt is None):  # else Slurm need not be asked
@@ -101,16 +164,20 @@ def logs(told: str, rank: int | None, attempt: int | None, text: str | None) -> 
 
 
 @slurm.command()
-@click.argument("told", metavar="RUN|JOBID")
+@click.argument("told", metavar="RUN|SWEEP|JOBID")
 @click.option("--save", is_flag=True, help="Let it save first: ask it to, wait until it has, and only then cancel what is left.")
 @click.option(
     "--wait", "limit_s", type=click.IntRange(1), default=600, show_default=True, metavar="SECONDS", help="With --save: for so long."
 )
 def cancel(told: str, save: bool, limit_s: int) -> None:
-    """Cancel the job of a run; it is not queued again."""
-    from launch import jobs, whose
+    """Cancel the job of a run, or of a sweep; it is not queued again."""
+    from launch import arrays, jobs, whose
     from sft_dist.errors import ConfigError
 
+    if sweep := arrays.find(told, os.environ):
+        for line in arrays.cancel(sweep, save, limit_s, os.environ):
+            click.echo(line)
+        return
     found = whose.find(told, os.environ)
     if found.stranger or found.number is None:
         raise ConfigError(found.stranger or f"{told} has no job of Slurm that is known")

@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,14 +14,18 @@ from sft_dist.rundir import RunDir, to_json, writing
 
 PARTS = ("sft_dist/**/*.py", "sft_dist/datasets/*.npz", "launch/**/*.py", "slurm/*.sh")
 SCRIPT, CONFIG, WRITTEN = "slurm/finetune.sh", "config.yaml", "as-written.yaml"
+ARRAY, CONFIGS, SWEEP = "slurm/array.sh", "configs", "sweep.yaml"
 
 
 def contents(repository: Path, config: Path, resolved: str) -> dict[str, bytes]:
     """Path inside the snapshot -> content: the packages' own files, their commit, the config with every key, and as the user wrote it."""
-    found = {str(path.relative_to(repository)): path.read_bytes() for part in PARTS for path in sorted(repository.glob(part))}
-    if SCRIPT not in found:
-        raise ConfigError(f"{repository} has no {SCRIPT}: use sft-launch from a checkout (pip install --editable)")
-    return {**found, NOTE: to_json(revision.of(repository)).encode(), CONFIG: resolved.encode(), WRITTEN: config.read_bytes()}
+    return {**_code(repository), CONFIG: resolved.encode(), WRITTEN: config.read_bytes()}
+
+
+def of_sweep(repository: Path, sweep: Path, config: Path, resolved: Sequence[str]) -> dict[str, bytes]:
+    """The same for a sweep: the config of task k is `configs/<k>.yaml`."""
+    configs = {f"{CONFIGS}/{number}.yaml": text.encode() for number, text in enumerate(resolved)}
+    return {**_code(repository), **configs, SWEEP: sweep.read_bytes(), WRITTEN: config.read_bytes()}
 
 
 def digest(files: Mapping[str, bytes]) -> str:
@@ -56,6 +60,13 @@ def make(run: RunDir, files: Mapping[str, bytes]) -> Path:
     if changed:
         raise MachineError(f"{folder} was changed after it was made ({', '.join(changed[:3])}); delete that folder")
     return folder
+
+
+def _code(repository: Path) -> dict[str, bytes]:
+    found = {str(path.relative_to(repository)): path.read_bytes() for part in PARTS for path in sorted(repository.glob(part))}
+    if SCRIPT not in found:
+        raise ConfigError(f"{repository} has no {SCRIPT}: use sft-launch from a checkout (pip install --editable)")
+    return {**found, NOTE: to_json(revision.of(repository)).encode()}
 
 
 def _fill(folder: Path, files: Mapping[str, bytes]) -> None:

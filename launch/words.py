@@ -44,14 +44,24 @@ def groups(beats: Mapping[int, Beat]) -> list[tuple[str, Beat]]:
 
 def ranks(numbers: Iterable[int]) -> str:
     """`rank 1`, `ranks 0, 2-5`."""
+    return numbered("rank", numbers)
+
+
+def numbered(noun: str, numbers: Iterable[int]) -> str:
+    """Things by their numbers, `task 1` or `tasks 0, 2-5`."""
+    text = ", ".join(spans(numbers))
+    return f"{noun}{'s' * (not text.isdecimal())} {text}"
+
+
+def spans(numbers: Iterable[int]) -> list[str]:
+    """Numbers in order, three or more in a row as `2-5`."""
     runs: list[list[int]] = []
-    for rank in sorted(set(numbers)):
-        if runs and rank == runs[-1][-1] + 1:
-            runs[-1].append(rank)
+    for number in sorted(set(numbers)):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
         else:
-            runs.append([rank])
-    text = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}{', ' if len(run) == 2 else '-'}{run[-1]}" for run in runs)
-    return f"rank{'s' * (sum(map(len, runs)) != 1)} {text}"
+            runs.append([number])
+    return [part for run in runs for part in ([f"{run[0]}-{run[-1]}"] if len(run) > 2 else map(str, run))]
 
 
 def moment(ns: int, short: bool = False) -> str:

@@ -40,7 +40,8 @@ def from_tree(tree: Mapping[str, Any], default_name: str = "run") -> Config:
         raise ConfigError([_sentence(problem) for problem in error.errors()]) from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, begins: str = "task: classify") -> dict[str, Any]:
+    """The mapping in a YAML file, of which no key may stand twice. begins: how such a file begins, for who wrote an empty one."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -52,7 +53,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, RecursionError) as error:
         raise ConfigError(f"config {path} is not plain YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"config {path} holds no keys; it begins with `task: classify`")
+        raise ConfigError(f"config {path} holds no keys; it begins with `{begins}`")
     return tree
 
 

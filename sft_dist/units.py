@@ -95,7 +95,8 @@ def _train_part(text: str) -> str:
     return text
 
 
-def _plain_name(text: str) -> str:
+def plain_name(text: str) -> str:
+    """The text, if it can name a folder, a job and a run. Raises ValueError."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.+=-]*", text):
         raise ValueError(f"{text!r} cannot name a folder; use letters, digits and . _ + = - (first a letter or digit)")
     return text
@@ -125,4 +126,4 @@ Three = tuple[Number, Number, Number]
 Goal = Annotated[str, AfterValidator(_target)]
 Workers = Annotated[int | Literal["auto"], BeforeValidator(_workers)]
 TrainPart = Annotated[str, AfterValidator(_train_part)]
-PlainName = Annotated[str, AfterValidator(_plain_name)]
+PlainName = Annotated[str, AfterValidator(plain_name)]

@@ -31,13 +31,14 @@ launch() { "$python" -P -m launch "$@"; } # -P: this folder must not bring other
 nodes=$SLURM_JOB_NUM_NODES
 procs=${SFT_PROCS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
 start=$((${SLURM_RESTART_COUNT:-0} + 1))
+number=${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID} # SLURM_JOB_ID of an array's last task is the whole array
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address=$(scontrol show node "$head" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p') # what Slurm itself calls the node
 port=$((20000 + SLURM_JOB_ID % 12000))                                          # below the ephemeral range, and not everybody's 29500
-echo "job $SLURM_JOB_ID, start $start: $nodes node(s) x $procs process(es), head $head ($address:$port)"
+echo "job $number, start $start: $nodes node(s) x $procs process(es), head $head ($address:$port)"
 
 # What can be refused is refused here, once, before anything is started.
-attempt=$(launch begin --nodes "$nodes" --procs "$procs" --launcher "Slurm job $SLURM_JOB_ID, start $start" "$@") || exit
+attempt=$(launch begin --nodes "$nodes" --procs "$procs" --launcher "Slurm job $number, start $start" "$@") || exit
 [ -n "$attempt" ] || exit 0 # the run was finished before
 run=${attempt%/attempts/*}
 srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --gpu-bind=none --kill-on-bad-exit=1 \
@@ -51,7 +52,7 @@ forward() {
     asked=$1
     echo "$(date +%T) $1: all ranks are asked to save and stop"
     while kill -0 "$step" 2>/dev/null; do
-        scancel --signal="$1" "$SLURM_JOB_ID.0" 2>/dev/null
+        scancel --signal="$1" "$number.0" 2>/dev/null
         for _ in {1..20}; do kill -0 "$step" 2>/dev/null && sleep 1; done # not one long sleep, which would outlive the job
     done &
 }
@@ -65,15 +66,14 @@ code=$?
 # The agent of node 0 tells what went wrong; where it died itself, this does.
 [ "$code" = 0 ] || [ -e "$attempt/node-0/exit.json" ] || launch why --over "$run"
 # TERM: somebody cancelled the job, unless a job of more weight took its place. Else the run's own records say whether it is worth it.
-job=$(scontrol show job "$SLURM_JOB_ID")
+job=$(scontrol show job "$number")
 began=$(sed -n 's/.* StartTime=\([0-9][^ ]*\).*/\1/p' <<<"$job")
 preempted=$(sed -n 's/.*PreemptTime=\([0-9][^ ]*\).*/\1/p' <<<"$job")
 room=$([[ -z "$preempted" || "$preempted" < "$began" ]] || echo --made-room)
 [ "$asked" != TERM ] || [ -n "$room" ] || exit "$code"
 if again=$(launch again --over ${room:+"$room"} "$run") && [ "$start" -lt "${SFT_MAX_STARTS:-100}" ]; then
     echo "$(date +%T) $again; the job goes back into the queue"
-    [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || SLURM_JOB_ID=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
-    trap - USR1 USR2 TERM && scontrol requeue "$SLURM_JOB_ID" && exec sleep 60 # Slurm ends it, and the job with it
+    trap - USR1 USR2 TERM && scontrol requeue "$number" && exec sleep 60 # Slurm ends it, and the job with it
     again="it could not be queued again; submit the same command"
 fi
 echo "$(date +%T) $again; the job ends here"

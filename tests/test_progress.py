@@ -1,11 +1,14 @@
 """A run decides when to end from what it saved, so that a resumed run decides as the uninterrupted one."""
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from given import a_config
 
+from sft_dist import progress
 from sft_dist.config import Stop
 from sft_dist.plan import World, make_plan
 from sft_dist.progress import Progress, reason_to_end
@@ -96,3 +99,10 @@ def test_a_stopped_run_gives_the_same_reason_when_it_is_started_again() -> None:
         progress = evaluated(scores)
         again = Progress(**json.loads(json.dumps(progress.to_json())))
         assert reason_to_end(again, PLAN, stop) == reason_to_end(progress, PLAN, stop) is not None
+
+
+def test_the_headlines_are_those_of_the_tasks() -> None:
+    told = r'name="(\w+)",\s+headline="(val/\w+)",\s+higher_is_better=(True|False),'
+    sources = [path.read_text() for path in Path(progress.__file__).with_name("tasks").glob("*.py")]  # read, not imported: they need torch
+    found = {name: (headline, more == "True") for source in sources for name, headline, more in re.findall(told, source)}
+    assert found == progress.HEADLINES

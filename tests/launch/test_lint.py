@@ -95,12 +95,17 @@ CASES = {  # rule -> scripts that have the mistake, scripts that have not
         ["#SBATCH --signal=B:USR1@300\ntrap save USR1", "#SBATCH --signal=USR1@300\nsrun a.py", "#SBATCH --signal=USR1\ntrap x EXIT"],
     ),
     "untrapped-signal": (
-        ["#SBATCH --signal=B:USR1@300\nsrun python x.py", "#SBATCH --signal=B:TERM@9\ntrap save USR1\nsrun python x.py &\nwait"],
+        [
+            "#SBATCH --signal=B:USR1@300\nsrun python x.py",
+            "#SBATCH --signal=B:TERM@9\ntrap save USR1\nsrun python x.py &\nwait",
+            "#SBATCH --signal=B:USR1@300\n. .venv/bin/activate\nsrun python x.py",
+        ],
         [
             "#SBATCH --signal=B:USR1@300\ntrap save SIGUSR1\nsrun python x.py &\nwait",
             "#SBATCH --signal=B:10@300\ntrap '' USR1\nsrun python x.py",
             "#SBATCH --signal=USR1@300\nsrun python x.py",
             "#SBATCH --signal=B:USR1@300\nexec python x.py",
+            '#SBATCH --signal=B:USR1@300\n. "$code/finetune.sh" "$config"',
             '#SBATCH --signal=B:USR1\nfor s in USR1 TERM; do trap save "$s"; done\nsrun python x.py &\nwait',
         ],
     ),
