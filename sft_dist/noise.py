@@ -42,12 +42,13 @@ class Difference:
 
 
 def spread(scores: Sequence[float]) -> Spread:
+    """Of scores that are shares, so that their interval ends at 0 and at 1."""
     mean, n = math.fsum(scores) / len(scores), len(scores)
     if n == 1:
         return Spread(mean, n)
     deviation = float(np.std(scores, ddof=1))
     half = _quantile(n - 1) * deviation / math.sqrt(n)
-    return Spread(mean, n, deviation, mean - half, mean + half)
+    return Spread(mean, n, deviation, max(0.0, mean - half), min(1.0, mean + half))
 
 
 def mcnemar(only_one: int, only_other: int) -> float:
