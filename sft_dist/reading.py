@@ -47,6 +47,11 @@ def find(places: Iterable[Path]) -> tuple[list[Path], list[str]]:
     return list(found.values()), passed
 
 
+def is_run(names: Iterable[str]) -> bool:
+    """Whether a folder that holds these names is a run's."""
+    return "config.yaml" in (those := set(names)) and bool(MARKS & those)
+
+
 def _below(folder: Path, depth: int, passed: list[str]) -> Iterator[Path]:
     try:
         with os.scandir(folder) as entries:
@@ -54,7 +59,7 @@ def _below(folder: Path, depth: int, passed: list[str]) -> Iterator[Path]:
     except OSError as error:
         passed.append(f"{printable(str(folder))}: {error.strerror or error}")
         return
-    if "config.yaml" in listed and MARKS & set(listed):
+    if is_run(listed):
         yield folder
         return
     below = sorted((name for name, is_folder in listed.items() if is_folder and not name.startswith(".")), key=natural)

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sft_dist.compare import Comparison, Entry, Pair
 from sft_dist.pages import words
 from sft_dist.pairing import Moved
+from sft_dist.verdicts import Comparison, Entry, Pair
 
 MOST = 1000  # samples that are named a pair and a direction; their number is always told
 

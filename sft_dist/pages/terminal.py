@@ -6,9 +6,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sft_dist.compare import Comparison, Pair
 from sft_dist.pages import words
 from sft_dist.records import printable
+from sft_dist.verdicts import Comparison, Pair
 
 WIDE = 160  # columns where there is no terminal: a log is not cut
 MOST = 8
@@ -16,12 +16,19 @@ MOST = 8
 
 def show(comparison: Comparison) -> None:
     """A table of the groups, what differs, a verdict for each pair, and what to know of it. Names are printed as they are, never obeyed."""
+    _console().print(_table(comparison))
+    say(*_lines(comparison))
+
+
+def say(*lines: str) -> None:
+    """Print lines as they are, unwrapped."""
+    for line in lines:
+        _console().print(Text(printable(line)), soft_wrap=True)
+
+
+def _console() -> Console:
     console = Console(highlight=False, markup=False, emoji=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, markup=False, emoji=False, width=WIDE)
-    console.print(_table(comparison))
-    for line in _lines(comparison):
-        console.print(Text(printable(line)), soft_wrap=True)
+    return console if console.is_terminal else Console(highlight=False, markup=False, emoji=False, width=WIDE)
 
 
 def _table(comparison: Comparison) -> Table:

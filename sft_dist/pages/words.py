@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from datetime import timedelta
 
-from sft_dist.compare import ALPHA, Comparison, Entry, Pair
 from sft_dist.noise import Difference, Spread
 from sft_dist.pairing import ClassChange, Moved
+from sft_dist.verdicts import ALPHA, Comparison, Entry, Pair
 
 
 def sentence(pair: Pair, comparison: Comparison) -> str:
