@@ -60,8 +60,9 @@ def mcnemar(only_one: int, only_other: int) -> float:
 
 def welch(one: Sequence[float], other: Sequence[float]) -> Difference:
     """Welch's t-test of the means of two or more scores on each side; the samples are taken as given."""
-    parts = [(float(np.var(scores, ddof=1)) / len(scores), len(scores) - 1) for scores in (one, other)]
-    return _student(spread(other).mean - spread(one).mean, sum(part for part, _ in parts), parts, "Welch t")
+    parts = _seed_parts(np.asarray(one), np.asarray(other))
+    variance = sum(part for part, _ in parts)
+    return _student(spread(other).mean - spread(one).mean, variance, _freedom(variance, parts, 0.0, 2), "Welch t")
 
 
 def top1(one: Right, other: Right) -> Difference:
@@ -82,7 +83,8 @@ def _two_recipes(one: Right, other: Right) -> Difference:
     """Seeds and samples both drawn at random, every seed on every sample: a t-test on the sum of the variances that they cause.
 
     Two-way analysis of variance: the variance of a grand mean is that of the seeds' means plus that of the samples' means, less what
-    both count, the interaction. Degrees of freedom by Satterthwaite. A side of one run is given the other side's spread of seeds.
+    both count, the interaction. Degrees of freedom by Satterthwaite. A side of one run is given the other side's spread of seeds; then the
+    degrees of freedom are those of that spread alone, because too many would make a spread that is small by chance look certain.
     """
     n = one.shape[1]
     seeds = _seed_parts(one.mean(1), other.mean(1))
@@ -91,7 +93,7 @@ def _two_recipes(one: Right, other: Right) -> Difference:
     both = sum(_interactions(one, other))
     from_seeds = sum(part for part, _ in seeds)
     variance = max(from_seeds + samples - both, from_seeds, samples)
-    return _student(float(per_sample.mean()), variance, [*seeds, (samples, n - 1)], "crossed t")
+    return _student(float(per_sample.mean()), variance, _freedom(variance, seeds, samples, n), "crossed t")
 
 
 def f1_macro(truths: NDArray[np.int64], one: NDArray[np.int64], other: NDArray[np.int64], seed: int = 0) -> Difference:
@@ -108,8 +110,9 @@ def f1_macro(truths: NDArray[np.int64], one: NDArray[np.int64], other: NDArray[n
         low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return Difference(value, float(low), float(high), None, "bootstrap")
     seeds = _seed_parts(scores[: len(one), 0], scores[len(one) :, 0])
-    parts = [*seeds, (float(np.var(draws, ddof=1)), len(truths) - 1)]
-    made = _student(value, sum(part for part, _ in parts), parts, "bootstrap and seeds")
+    from_samples = float(np.var(draws, ddof=1))
+    variance = sum(part for part, _ in seeds) + from_samples
+    made = _student(value, variance, _freedom(variance, seeds, from_samples, len(truths)), "bootstrap and seeds")
     return Difference(made.value, made.low, made.high, None, made.test)
 
 
@@ -130,6 +133,14 @@ def _seed_parts(one: NDArray[Any], other: NDArray[Any]) -> list[tuple[float, int
     return [(float(np.var(side, ddof=1)) / len(side), len(side) - 1) for side in (one, other)]
 
 
+def _freedom(variance: float, seeds: Sequence[tuple[float, int]], samples: float, n: int) -> float:
+    """Satterthwaite's degrees of freedom of a variance that seeds and samples cause; of a borrowed spread, those of the seeds alone."""
+    if len(seeds) == 1:
+        return seeds[0][1]
+    parts = sum(part**2 / of for part, of in (*seeds, (samples, n - 1)))
+    return variance**2 / parts if parts else n - 1
+
+
 def _interactions(one: Right, other: Right) -> list[float]:
     """The part of the variance of each side's mean that is neither a seed's nor a sample's own: residual mean square / (runs x samples)."""
     several = [side for side in (one, other) if len(side) > 1]
@@ -143,13 +154,12 @@ def _residual_square(side: Right) -> float:
     return float((residual**2).sum()) / ((len(side) - 1) * (side.shape[1] - 1))
 
 
-def _student(value: float, variance: float, parts: Sequence[tuple[float, int]], test: str) -> Difference:
-    """Student's interval and test with Satterthwaite's degrees of freedom of the parts of a variance."""
+def _student(value: float, variance: float, freedom: float, test: str) -> Difference:
+    """Student's interval, and the test of no difference."""
     from scipy.special import stdtr
 
     if variance == 0:
         return Difference(value, value, value, 1.0 if value == 0 else 0.0, test)
-    freedom = variance**2 / sum(part**2 / of for part, of in parts if part)
     error = math.sqrt(variance)
     half = _quantile(freedom) * error
     return Difference(value, value - half, value + half, 2 * float(stdtr(freedom, -abs(value) / error)), test)

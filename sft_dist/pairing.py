@@ -87,8 +87,8 @@ def align(one: Sequence[Answers], other: Sequence[Answers]) -> Paired | str:
         return "not one validation sample in common"
     truths, guesses, certainty = column("truths", True), column("guesses", True), column("certainty", False)
     agreed = (truths == truths[0]).all(0)
-    if not agreed.any():
-        return "no sample with the same true class on both sides: these are other data"
+    if agreed.sum() < 2:
+        return f"{agreed.sum()} samples with the same true class on both sides: these are other data"
     sides = slice(None, len(one)), slice(len(one), None)
     return Paired(
         [sample for sample, same in zip(common, agreed, strict=True) if same],

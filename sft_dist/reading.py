@@ -122,6 +122,8 @@ def _config(path: Path, problems: list[str]) -> dict[str, Any]:
     """Dotted key -> value, without holding it to the keys of this version: a run of an older one is compared all the same."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times faster
     try:
+        if not path.is_file():
+            raise ValueError("it is no file")
         tree = yaml.load(path.read_text(encoding="utf-8"), loader)  # noqa: S506 (a SafeLoader)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         problems.append(f"config.yaml cannot be read ({_first_line(error)})")

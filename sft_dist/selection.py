@@ -45,7 +45,8 @@ class Condition:
             return False
         found = values[self.key]
         if self.sign in ("=", "!="):
-            same = _value(str(found)) == self.value if isinstance(found, str) else found == self.value
+            found = _value(found) if isinstance(found, str) else found
+            same = found == self.value and isinstance(found, bool) == isinstance(self.value, bool)  # to Python 0 is False
             return same is (self.sign == "=")
         return is_number(found) and COMPARISONS[self.sign](found, self.value)
 

@@ -197,11 +197,9 @@ def _judged(chosen: Sequence[tuple[Group, Group]], at: str, among: int) -> list[
         return Answers(run.name, run.classes, run.predictions(step if step is not None else 0))
 
     runs = {run.place: run for pair in chosen for group in pair for run in group.runs}
-    pairs = [_pair(one, other, lambda run: answers(run.place)) for one, other in chosen]
-    tested = [pair for pair in pairs if pair.difference]
-    corrected = noise.holm([pair.difference.p or 0.0 for pair in tested if pair.difference], among)
-    places = {id(pair): p for pair, p in zip(tested, corrected, strict=True)}
-    return [_decided(pair, places[id(pair)]) if id(pair) in places else pair for pair in pairs]
+    pairs = [_pair(one, other, at, lambda run: answers(run.place)) for one, other in chosen]
+    corrected = iter(noise.holm([pair.difference.p or 0.0 for pair in pairs if pair.difference], among))
+    return [_decided(pair, next(corrected)) if pair.difference else pair for pair in pairs]
 
 
 def _decided(pair: Pair, p: float) -> Pair:
@@ -210,11 +208,12 @@ def _decided(pair: Pair, p: float) -> Pair:
     return replace(pair, p=p, verdict=verdict)
 
 
-def _pair(one: Group, other: Group, answers: Predicted) -> Pair:
+def _pair(one: Group, other: Group, at: str, answers: Predicted) -> Pair:
     aligned = pairing.align([answers(run) for run in one.runs], [answers(run) for run in other.runs])
     begun = Pair(one.label, other.label, (len(one.runs), len(other.runs)))
     if not isinstance(aligned, Paired):
-        return replace(begun, reason=aligned)
+        silent = any(not answers(run).predictions.ids for run in (*one.runs, *other.runs))
+        return _by_seeds_alone(replace(begun, reason=aligned), one, other, at) if silent else replace(begun, reason=aligned)
     return replace(
         begun,
         difference=noise.top1(aligned.right_one, aligned.right_other),
@@ -225,3 +224,14 @@ def _pair(one: Group, other: Group, answers: Predicted) -> Pair:
         worse=pairing.moved(aligned, better=False),
         notes=aligned.notes,
     )
+
+
+def _by_seeds_alone(pair: Pair, one: Group, other: Group, at: str) -> Pair:
+    """Where predictions are missing: a test over the seeds, if there are several on both sides, and all saw the same data."""
+    runs = [*one.runs, *other.runs]
+    data = {run.fingerprint for run in runs}
+    if min(pair.runs) < 2 or len(data) > 1 or None in data:
+        return pair
+    scores = [[run.numbers(at)[run.headline] for run in group.runs] for group in (one, other)]
+    note = f"{pair.reason}: tested over the seeds alone, so it speaks of these validation samples only"
+    return replace(pair, difference=noise.welch(*scores), notes=[note], reason="")

@@ -43,7 +43,7 @@ def curves(lines: Sequence[Line], x_label: str, y_label: str) -> str:
     from matplotlib.figure import Figure
 
     with rc_context(SETTINGS):
-        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+        figure = Figure(figsize=(4.8, 3.0), layout="constrained")
         axes = figure.subplots()
         for line in lines:
             marker = "o" if len(line.x) <= FEW else None
