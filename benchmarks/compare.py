@@ -2,13 +2,15 @@
 
     python benchmarks/compare.py [RUNS]
 
-Prints the wall seconds of whole processes over several runs of each command (minimum, median, maximum), with the versions. The folders are
+Prints the wall seconds of whole processes over several runs of each command (minimum, median, maximum) and the median of their processor
+seconds, which other work on the machine does not stretch, with the versions. The folders are
 shaped like those of configs/quickstart.yaml: 10 classes, 359 validation samples, 67 steps, predictions of the last evaluation.
 """
 
 import json
 import platform
 import random
+import resource
 import statistics
 import subprocess
 import sys
@@ -37,14 +39,15 @@ def main() -> None:
     ]
     packages = ", ".join(f"{name} {version(name)}" for name in ("numpy", "scipy", "matplotlib", "rich", "PyYAML"))
     print(f"Python {platform.python_version()}, {packages}; {count} runs\n")
-    print("| command | times | min s | median s | max s |\n|---|---|---|---|---|")
+    print("| command | times | min s | median s | max s | processor s |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         config = parse.load(REPOSITORY / "configs" / "quickstart.yaml")
         for number in range(count):
             write(Path(folder) / "runs" / f"run-{number:04d}", config, number)
         for name, words in cases:
-            seconds = [timed([*SFT_DIST, *words], Path(folder)) for _ in range(REPEATS)]
-            print(f"| `{name}` | {REPEATS} | {min(seconds):.2f} | {statistics.median(seconds):.2f} | {max(seconds):.2f} |", flush=True)
+            walls, busy = zip(*(timed([*SFT_DIST, *words], Path(folder)) for _ in range(REPEATS)), strict=True)
+            wall = f"{min(walls):.2f} | {statistics.median(walls):.2f} | {max(walls):.2f}"
+            print(f"| `{name}` | {REPEATS} | {wall} | {statistics.median(busy):.2f} |", flush=True)
 
 
 def write(run: Path, config: Config, number: int) -> None:
@@ -90,11 +93,12 @@ def lines(path: Path, objects: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(one) + "\n" for one in objects))
 
 
-def timed(command: list[str], folder: Path) -> float:
-    """Wall seconds of a command. Raises where it fails."""
-    before = time.perf_counter()
+def timed(command: list[str], folder: Path) -> tuple[float, float]:
+    """Wall and processor seconds of a command. Raises where it fails."""
+    before, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, cwd=folder, stdout=subprocess.DEVNULL, check=True)
-    return time.perf_counter() - before
+    wall, now = time.perf_counter() - before, resource.getrusage(resource.RUSAGE_CHILDREN)
+    return wall, now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def is_number(value: object) -> bool:
 
 def printable(text: str) -> str:
     """The text without what a terminal or an editor would obey: control characters, and those that turn the direction of writing."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def natural(name: str) -> list[tuple[int, str]]:
