@@ -76,10 +76,10 @@ def _elapsed(rows: Iterable[Mapping[str, Any]]) -> list[float | None]:
     for row in rows:
         if row.get("kind") == "train":
             samples, speed = row.get("samples"), row.get("speed/samples_per_s")
-            if total is None or not is_number(samples) or not is_number(speed) or not speed:
-                total = None
-            else:
+            if total is not None and is_number(samples) and is_number(speed) and speed:
                 seen = samples / row["step"] if before is None and row["step"] else samples - (before or 0)
                 total, before = total + max(0.0, seen) / speed, samples
+            else:
+                total = None
         elapsed.append(total)
     return elapsed

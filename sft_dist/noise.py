@@ -151,7 +151,7 @@ def _interactions(one: Right, other: Right) -> list[float]:
 
 def _residual_square(side: Right) -> float:
     residual = side - side.mean(1, keepdims=True) - side.mean(0, keepdims=True) + side.mean()
-    return float((residual**2).sum()) / ((len(side) - 1) * (side.shape[1] - 1))
+    return float((residual**2).sum() / ((len(side) - 1) * (side.shape[1] - 1)))
 
 
 def _student(value: float, variance: float, freedom: float, test: str) -> Difference:

@@ -34,11 +34,11 @@ class Paired:
 
     @property
     def right_one(self) -> NDArray[np.bool_]:
-        return self.one == self.truths
+        return np.asarray(self.one == self.truths)
 
     @property
     def right_other(self) -> NDArray[np.bool_]:
-        return self.other == self.truths
+        return np.asarray(self.other == self.truths)
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,16 @@ def align(one: Sequence[Answers], other: Sequence[Answers]) -> Paired | str:
     agreed = (truths == truths[0]).all(0)
     if agreed.sum() < 2:
         return f"{agreed.sum()} samples with the same true class on both sides: these are other data"
-    sides = slice(None, len(one)), slice(len(one), None)
+    first, second = slice(None, len(one)), slice(len(one), None)
     return Paired(
-        [sample for sample, same in zip(common, agreed, strict=True) if same],
-        names,
-        truths[0, agreed],
-        *(guesses[side][:, agreed] for side in sides),
-        *(certainty[side][:, agreed] for side in sides),
-        _notes(everyone, len(common), int(agreed.sum())),
+        ids=[sample for sample, same in zip(common, agreed, strict=True) if same],
+        classes=names,
+        truths=truths[0, agreed],
+        one=guesses[first][:, agreed],
+        other=guesses[second][:, agreed],
+        certainty_one=certainty[first][:, agreed],
+        certainty_other=certainty[second][:, agreed],
+        notes=_notes(everyone, len(common), int(agreed.sum())),
     )
 
 

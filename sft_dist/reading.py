@@ -74,7 +74,8 @@ def _below(folder: Path, depth: int, passed: list[str]) -> Iterator[Path]:
 
 def read(folder: Path, name: str | None = None) -> Record:
     """The record of a run's folder. What is missing or cannot be read is empty, and told under `problems`."""
-    run, problems = RunDir(folder), []
+    run = RunDir(folder)
+    problems: list[str] = []
     plan, env, outcome, scores = (_object(folder / f"{name}.json", problems) for name in ("plan", "env", "outcome", "scores"))
     state: dict[str, Any] = {}
     with suppress(OSError, UnicodeDecodeError):
@@ -120,7 +121,7 @@ def _object(path: Path, problems: list[str]) -> dict[str, Any]:
 
 def _config(path: Path, problems: list[str]) -> dict[str, Any]:
     """Dotted key -> value, without holding it to the keys of this version: a run of an older one is compared all the same."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times faster
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is seven times faster
     try:
         if not path.is_file():
             raise ValueError("it is no file")
@@ -148,10 +149,9 @@ def _turns(run: RunDir) -> tuple[Turn, ...]:
     with suppress(OSError, RecursionError):
         for attempt in (attempts.read(run, number) for number in attempts.numbers(run)):
             began, nodes, procs = (attempt.about.get(name) for name in ("started_ns", "nodes", "procs"))
-            ends = [node.ended.get("time_ns") for node in attempt.nodes if node.ended]
-            whole = isinstance(began, int) and ends and len(ends) == nodes and all(isinstance(end, int) for end in ends)
-            processes = nodes * procs if isinstance(nodes, int) and isinstance(procs, int) else None
-            turns.append(Turn(processes, (max(ends) - began) / 1e9 if whole else None))
+            ends = [end for node in attempt.nodes if node.ended and isinstance(end := node.ended.get("time_ns"), int)]
+            seconds = (max(ends) - began) / 1e9 if isinstance(began, int) and ends and len(ends) == nodes else None
+            turns.append(Turn(nodes * procs if isinstance(nodes, int) and isinstance(procs, int) else None, seconds))
     return tuple(turns)
 
 
@@ -168,8 +168,14 @@ def _predictions(path: Path) -> Predictions:
     bad = 0
     for row in _lines(path, problems):
         sample, label, probs = row.get("id"), row.get("label"), row.get("probs")
-        plain = isinstance(sample, str) and isinstance(label, int) and isinstance(probs, list) and probs and all(map(is_number, probs))
-        if plain and 0 <= label < len(probs) and sample not in samples:
+        if (
+            isinstance(sample, str)
+            and sample not in samples
+            and isinstance(label, int)
+            and isinstance(probs, list)
+            and all(map(is_number, probs))
+            and 0 <= label < len(probs)
+        ):
             samples[sample] = (label, probs.index(max(probs)), probs[label])
         else:
             bad += 1

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 HEADLINES = {"classify": "val/top1"}
 """Task -> the score that decides which evaluation is the best; more is better. A test holds this to the tasks' own table."""
@@ -90,7 +90,7 @@ def numbers(entry: object) -> dict[str, float]:
     return {name: float(value) for name, value in pairs if isinstance(name, str) and "/" in name and is_number(value)}
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 

@@ -160,7 +160,7 @@ def _entry(group: Group, metric: str, at: str) -> Entry:
     totals = {name: _sum(getattr(cost, name) for cost in costs) for name in TOTALS}
     speeds = [cost.samples_per_s for cost in costs if cost.samples_per_s is not None]
     scores = [run.numbers(at) for run in group.runs]
-    spreads = {}
+    spreads: dict[str, Spread] = {}
     for which in ("last", "best"):
         values = [run.numbers(which).get(metric) for run in group.runs]
         known = [value for value in values if value is not None]

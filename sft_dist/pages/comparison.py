@@ -11,7 +11,7 @@ from sft_dist.records import printable
 from sft_dist.verdicts import Comparison, Entry
 
 TEMPLATES = Path(__file__).parent / "templates"
-DRAWN = 12  # groups whose curves are drawn over each other
+DRAWN = len(figures.COLOURS)  # groups whose curves are drawn over each other
 POINTS = 400  # of one curve: more than a picture is wide
 MOVED = 24  # samples a pair and a direction that the page shows; compare.json names them all
 METRICS = ("val/loss", "train/loss")

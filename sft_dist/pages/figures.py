@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 COLOURS = ("#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#b8860b", "#a6761d")
-DASHES = ("solid", "dashed", "dotted", "dashdot")
+DASHES = {"solid": "none", "dashed": "6 3", "dotted": "2 2", "dashdot": "6 2 2 2"}  # so that colour alone tells nothing; in SVG's words
 INK = "#123456"  # what matplotlib draws axes and words in, replaced by the reader's own colour
 FEW = 40  # points of a line that are marked one by one
 SETTINGS = {
@@ -34,7 +34,7 @@ def colour(group: int) -> str:
 
 
 def dash(group: int) -> str:
-    return DASHES[group // len(COLOURS) % len(DASHES)]
+    return list(DASHES)[group % len(DASHES)]
 
 
 def curves(lines: Sequence[Line], x_label: str, y_label: str) -> str:
