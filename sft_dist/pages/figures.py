@@ -4,12 +4,13 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 COLOURS = ("#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#b8860b", "#a6761d")
 DASHES = {"solid": "none", "dashed": "6 3", "dotted": "2 2", "dashdot": "6 2 2 2"}  # so that colour alone tells nothing; in SVG's words
 INK = "#123456"  # what matplotlib draws axes and words in, replaced by the reader's own colour
 FEW = 40  # points of a line that are marked one by one
-SETTINGS = {
+SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",  # words stay words
     "svg.hashsalt": "sft-dist",  # the same picture is the same file
     "text.parse_math": False,
