@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,10 +24,7 @@ def gather(words: Sequence[str]) -> tuple[list[Record], list[str]]:
     if remote := [word for word in words if word.startswith("wandb:")]:
         raise ConfigError(f"{', '.join(remote)}: comparing runs of Weights & Biases is not built yet; name folders of this machine")
     folders, passed = find([Path(word) for word in words])
-    names = [folder.name for folder in folders]
-    twice = {name for name, count in Counter(names).items() if count > 1}
-    labels = [str(folder) if name in twice else name for folder, name in zip(folders, names, strict=True)]
-    found = [read(folder, label) for folder, label in zip(folders, labels, strict=True)]
+    found = [read(folder) for folder in folders]
     return found, [*passed, *(f"{record.name}: {problem}" for record in found for problem in record.problems)]
 
 
@@ -72,7 +68,7 @@ def _below(folder: Path, depth: int, passed: list[str]) -> Iterator[Path]:
         passed.append(f"{printable(folder.name)}: no run in it")
 
 
-def read(folder: Path, name: str | None = None) -> Record:
+def read(folder: Path) -> Record:
     """The record of a run's folder. What is missing or cannot be read is empty, and told under `problems`."""
     run = RunDir(folder)
     problems: list[str] = []
@@ -83,8 +79,8 @@ def read(folder: Path, name: str | None = None) -> Record:
         state = _object(checkpoint / "state.json", problems) if checkpoint else {}
     fingerprint = state.get("fingerprint")
     return Record(
-        name=printable(name or folder.name),
-        place=printable(str(folder)),
+        name=printable(folder.absolute().name),
+        place=printable(str(folder.resolve())),
         config=_config(run.config, problems),
         plan=plan,
         env=env,

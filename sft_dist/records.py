@@ -2,8 +2,9 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 HEADLINES = {"classify": "val/top1"}
@@ -82,6 +83,15 @@ class Record:
         entry = self.scores.get(at)
         step = entry.get("step") if isinstance(entry, dict) else None
         return step if isinstance(step, int) else None
+
+
+def told_apart(records: Sequence[Record]) -> list[Record]:
+    """The records with as much of their places before their names as it takes to tell them apart. Places differ."""
+    names, depth = [record.name for record in records], 1
+    while twice := {name for name, count in Counter(names).items() if count > 1}:
+        depth += 1
+        names = ["/".join(record.place.split("/")[-depth:]) if name in twice else name for name, record in zip(names, records, strict=True)]
+    return [replace(record, name=name) for record, name in zip(records, names, strict=True)]
 
 
 def numbers(entry: object) -> dict[str, float]:

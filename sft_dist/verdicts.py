@@ -11,7 +11,7 @@ from sft_dist.errors import ConfigError
 from sft_dist.groups import Fact, Group
 from sft_dist.noise import Difference, Spread
 from sft_dist.pairing import Answers, ClassChange, Moved, Paired
-from sft_dist.records import Curves, Record
+from sft_dist.records import Curves, Record, told_apart
 
 ALPHA = 1 - noise.LEVEL
 ALL_PAIRS = 5  # groups of which every pair is judged; of more, the first against each of the others
@@ -92,7 +92,9 @@ def judge(records: Sequence[Record], baseline: Sequence[Record], choice: Choice)
     """Compare runs with each other or, where there is a baseline, each recipe with that. Raises ConfigError where there is nothing to compare."""
     if baseline and choice.top:
         raise ConfigError("--top with --baseline would hide regressions; use --where to choose runs")
-    records = [record for record in records if record.place not in {base.place for base in baseline}]
+    places = {record.place for record in baseline}
+    everyone = told_apart([*baseline, *(record for record in records if record.place not in places)])
+    baseline, records = everyone[: len(baseline)], everyone[len(baseline) :]
     metric = next((record.headline for record in (*baseline, *records)), "")
     scored, notes = _scored(records, metric, choice.at)
     wanted, told = groups.group(selection.where(scored, choice.where, choice.at))
@@ -116,13 +118,14 @@ def judge(records: Sequence[Record], baseline: Sequence[Record], choice: Choice)
 
 def _scored(records: Sequence[Record], metric: str, at: str) -> tuple[list[Record], list[str]]:
     """The runs that have the score; and what is to be said of the others, and of those that are not at their end."""
-    scored = [record for record in records if metric in record.numbers(at)]
-    notes = []
+    scored, notes = [], []
     for record in records:
         step, of, ended = record.step(at), record.plan.get("total_steps"), record.outcome.get("outcome", "unfinished")
-        if record not in scored:
+        if metric not in record.numbers(at):
             notes.append(f"{record.name} is left out: {ended}, without {metric}")
-        elif not record.done:
+            continue
+        scored.append(record)
+        if not record.done:
             notes.append(f"{record.name} is {ended}: its {at} evaluation is of step {step} of {of}")
     return scored, notes
 

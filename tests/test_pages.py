@@ -41,6 +41,22 @@ def hostile(folder: Path) -> Comparison:
     return verdicts.judge(runs, [], Choice())
 
 
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    return compared(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="module")
+def nasty(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    return hostile(tmp_path_factory.mktemp("hostile"))
+
+
+@pytest.fixture(scope="module")
+def pages(plain: Comparison, nasty: Comparison) -> dict[str, str]:
+    """Both as pages, drawn once: curves take most of a page's time."""
+    return {name: comparison.page(found, {"1.png": "data:image/png;base64,AAAA"}) for name, found in (("plain", plain), ("hostile", nasty))}
+
+
 class Page(HTMLParser):
     """The tags of a page, with whether all that opened closed again, and its text."""
 
@@ -67,9 +83,8 @@ class Page(HTMLParser):
 
 
 @pytest.mark.parametrize("names", ["plain", "hostile"])
-def test_the_page_is_whole_fetches_nothing_and_runs_nothing(tmp_path: Path, names: str) -> None:
-    found = compared(tmp_path) if names == "plain" else hostile(tmp_path)
-    text = comparison.page(found, {"1.png": "data:image/png;base64,AAAA"})
+def test_the_page_is_whole_fetches_nothing_and_runs_nothing(pages: dict[str, str], names: str) -> None:
+    text = pages[names]
     page = Page(text)
     assert page.open == []
     assert {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "base", "form"} == set()
@@ -81,22 +96,22 @@ def test_the_page_is_whole_fetches_nothing_and_runs_nothing(tmp_path: Path, name
     text.encode("utf-8")
 
 
-def test_hostile_names_are_shown_as_they_are_and_obeyed_nowhere(tmp_path: Path) -> None:
-    text = comparison.page(hostile(tmp_path), {})
+def test_hostile_names_are_shown_as_they_are_and_obeyed_nowhere(pages: dict[str, str]) -> None:
+    text = pages["hostile"]
     assert "&lt;img src=x onerror=alert(1)&gt;\\u202e\\x1b[31m\\n[bold]$x_1$ {{ 7*7 }}" in text
     assert "<img src=x" not in text and "49" not in re.findall(r"\$x_1\$ (\S+)", text)
     assert not re.search("[\u202e\x1b]", text)
 
 
-def test_hostile_names_do_not_reach_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.show(hostile(tmp_path))
+def test_hostile_names_do_not_reach_the_terminal(nasty: Comparison, capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.show(nasty)
     screen = capsys.readouterr().out
     assert not re.search("[\u202e\x1b]", screen)
     assert "[bold]$x_1$" in screen
 
 
-def test_every_picture_has_words_that_stand_for_it(tmp_path: Path) -> None:
-    page = Page(comparison.page(compared(tmp_path), {"1.png": "data:image/png;base64,AAAA"}))
+def test_every_picture_has_words_that_stand_for_it(pages: dict[str, str]) -> None:
+    page = Page(pages["plain"])
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
     curves = [attributes["alt"] for attributes in pictures if str(attributes["src"]).startswith("data:image/svg+xml")]
     assert curves[:2] == [
@@ -108,26 +123,25 @@ def test_every_picture_has_words_that_stand_for_it(tmp_path: Path) -> None:
     assert named and all(named)
 
 
-def test_curves_follow_the_colours_of_the_reader(tmp_path: Path) -> None:
-    text = comparison.page(compared(tmp_path), {})
+def test_curves_follow_the_colours_of_the_reader(pages: dict[str, str]) -> None:
+    text = pages["plain"]
     page = Page(text)
-    first = next(str(attributes["src"]) for tag, attributes in page.tags if tag == "img")
+    first = next(str(attributes["src"]) for _, attributes in page.tags if "svg+xml" in str(attributes.get("src")))
     svg = base64.b64decode(first.partition("base64,")[2]).decode()
     assert "prefers-color-scheme: dark" in svg and "var(--ink)" in svg
     assert "#123456" not in svg and "#000000" not in svg
     assert text.count("prefers-color-scheme: dark") == 1
 
 
-def test_the_axis_of_samples_is_drawn_only_where_a_step_is_not_the_same_for_all(tmp_path: Path) -> None:
-    found = compared(tmp_path)
-    assert "By samples" not in comparison.page(found, {})
-    [good, bad] = found.entries
+def test_the_axis_of_samples_is_drawn_only_where_a_step_is_not_the_same_for_all(plain: Comparison, pages: dict[str, str]) -> None:
+    assert "By step" in pages["plain"] and "By samples" not in pages["plain"]
+    [good, bad] = plain.entries
     other = replace(good, group=replace(good.group, runs=[replace(run, plan={"global_batch": 64}) for run in good.group.runs]))
-    assert "By samples" in comparison.page(replace(found, entries=[other, bad]), {})
+    assert "By samples" in comparison.page(replace(plain, entries=[other, bad]), {})
 
 
-def test_without_curves_and_differences_their_sections_are_absent(tmp_path: Path) -> None:
-    found = compared(tmp_path)
+def test_without_curves_and_differences_their_sections_are_absent(plain: Comparison) -> None:
+    found = plain
     bare = replace(
         found, facts=[], notes=[], entries=[replace(entry, curves=dict.fromkeys(entry.curves, reading.Curves())) for entry in found.entries]
     )
@@ -176,8 +190,8 @@ def a_pair(verdict: str, p: float, runs: tuple[int, int] = (1, 1), test: str = "
     ],
     ids=["better", "noise", "worse", "unknown"],
 )
-def test_verdicts_are_sentences(tmp_path: Path, pair: Pair, among: int, sentence: str) -> None:
-    assert words.sentence(pair, replace(compared(tmp_path), among=among)) == sentence
+def test_verdicts_are_sentences(plain: Comparison, pair: Pair, among: int, sentence: str) -> None:
+    assert words.sentence(pair, replace(plain, among=among)) == sentence
 
 
 def test_numbers_in_words() -> None:

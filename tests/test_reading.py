@@ -135,11 +135,11 @@ def test_runs_of_another_source_are_refused_until_they_can_be_read() -> None:
         reading.gather(["wandb:me/pets"])
 
 
-def test_two_runs_of_one_name_are_told_apart_by_their_paths(tmp_path: Path) -> None:
-    for name in ("a/same", "b/same", "other"):
+def test_runs_of_one_name_are_told_apart_by_as_much_of_their_paths_as_it_takes(tmp_path: Path) -> None:
+    for name in ("x/a/same", "x/b/same", "y/b/same", "other"):
         a_run(tmp_path / name, guesses([]))
     found, _ = reading.gather([str(tmp_path)])
-    assert [record.name for record in found] == [f"{tmp_path}/a/same", f"{tmp_path}/b/same", "other"]
+    assert sorted(record.name for record in records.told_apart(found)) == ["a/same", "other", "x/b/same", "y/b/same"]
 
 
 def test_names_cannot_write_to_the_terminal(tmp_path: Path) -> None:

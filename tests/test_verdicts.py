@@ -88,6 +88,15 @@ def test_a_candidate_of_the_baselines_recipe_and_seed_stays_a_candidate(tmp_path
     assert [(pair.one, pair.other) for pair in verdicts.judge([base, same], [base], Choice()).pairs] == [("base", "again")]
 
 
+def test_a_baseline_is_no_candidate_by_whatever_path_it_is_named(tmp_path: Path) -> None:
+    a_run(tmp_path / "new" / "a", guesses(range(3)))
+    (tmp_path / "link").symlink_to(a_run(tmp_path / "old" / "a", guesses([])))
+    runs, _ = reading.gather([str(tmp_path)])
+    base, _ = reading.gather([str(tmp_path / "new" / ".." / "link")])
+    found = verdicts.judge(runs, base, Choice())
+    assert [(pair.one, pair.other) for pair in found.pairs] == [("link", "a")]
+
+
 def test_a_baseline_of_two_recipes_is_refused_with_what_differs(tmp_path: Path) -> None:
     base = [some(tmp_path, "a"), some(tmp_path, "b", optim__lr=0.5)]
     with pytest.raises(ConfigError, match=r"--baseline names 2 recipes(.|\n)*optim.lr: 0.001 \| 0.5"):

@@ -14,6 +14,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 DRAWN = len(figures.COLOURS)  # groups whose curves are drawn over each other
 POINTS = 400  # of one curve: more than a picture is wide
 MOVED = 24  # samples a pair and a direction that the page shows; compare.json names them all
+PICTURES = 500  # samples of the whole page that are shown with a picture
 METRICS = ("val/loss", "train/loss")
 
 
@@ -69,8 +70,9 @@ def page(comparison: Comparison, pictures: Mapping[str, str]) -> str:
 
 
 def shown_samples(comparison: Comparison) -> list[str]:
-    """The ids of the samples that the page shows, and that pictures are worth looking for."""
-    return list(dict.fromkeys(one.id for pair in comparison.pairs for moved in (pair.better, pair.worse) for one in moved[:MOVED]))
+    """The ids of the samples that the page shows, as far as pictures are worth looking for."""
+    found = dict.fromkeys(one.id for pair in comparison.pairs for moved in (pair.better, pair.worse) for one in moved[:MOVED])
+    return list(found)[:PICTURES]
 
 
 def _plain(value: Any) -> Any:

@@ -22,8 +22,9 @@ def show(comparison: Comparison) -> None:
 
 def say(*lines: str) -> None:
     """Print lines as they are, unwrapped."""
+    console = _console()
     for line in lines:
-        _console().print(Text(printable(line)), soft_wrap=True)
+        console.print(Text(printable(line)), soft_wrap=True)
 
 
 def _console() -> Console:
