@@ -48,6 +48,8 @@ def group(records: Sequence[Record]) -> tuple[list[Group], list[str]]:
             by_seed[seed] = run
         runs = sorted(by_seed.values(), key=lambda run: natural(str(run.config.get("train.seed"))))
         groups.append(Group(_label(runs), tuple(runs)))
+        if len(runs) > 1 and any(run.env.get("dirty") for run in runs):
+            told.append(f"{groups[-1].label}: code with changes that were not committed ran, and may not have been the same for all")
     labels = [one.label for one in groups]
     return [Group(f"{one.label}: {one.runs[0].name}", one.runs) if labels.count(one.label) > 1 else one for one in groups], told
 

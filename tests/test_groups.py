@@ -57,6 +57,13 @@ def test_of_two_runs_with_one_seed_the_newer_counts_and_it_is_told(tmp_path: Pat
     assert told == ["old and new are the same recipe with the same seed: only the newer, new, counts"]
 
 
+def test_code_that_was_not_committed_may_not_be_one_recipe_and_it_is_told(tmp_path: Path) -> None:
+    runs = [some(tmp_path, "a-0"), some(tmp_path, "a-1", train__seed=1)]
+    [group], told = groups.group([runs[0], replace(runs[1], env={**runs[1].env, "dirty": True})])
+    assert group.label == "a (2 seeds)"
+    assert told == ["a (2 seeds): code with changes that were not committed ran, and may not have been the same for all"]
+
+
 def test_groups_that_would_bear_one_label_are_told_apart(tmp_path: Path) -> None:
     runs = [some(tmp_path, f"run-{i}", train__seed=i % 2, optim__lr=0.1 * (1 + i // 2)) for i in range(4)]
     found, _ = groups.group(runs)

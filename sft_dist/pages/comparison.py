@@ -93,7 +93,10 @@ def _pictures(comparison: Comparison, axis: Axis) -> Iterator[Picture]:
         ]
         if lines and len(lines) == len(found):
             ends = [f"{entry.group.label} ends at {points[-1].value:.4g}" for _, entry, points in found]
-            yield Picture(figures.curves(lines, axis.label, metric), f"{metric} against {axis.label}: {words.listed(ends, 20)}.")
+            yield Picture(
+                figures.curves(lines, axis.label, metric, whole=axis.attribute != "seconds"),
+                f"{metric} against {axis.label}: {words.listed(ends, 20)}.",
+            )
 
 
 def _points(entry: Entry, metric: str) -> Iterator[Sequence[Point]]:

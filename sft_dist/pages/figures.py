@@ -38,8 +38,8 @@ def dash(group: int) -> str:
     return list(DASHES)[group % len(DASHES)]
 
 
-def curves(lines: Sequence[Line], x_label: str, y_label: str) -> str:
-    """The picture of some curves over each other. It bears no legend: names are the page's to write."""
+def curves(lines: Sequence[Line], x_label: str, y_label: str, whole: bool) -> str:
+    """The picture of some curves over each other. It bears no legend: names are the page's to write. whole: x counts things."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -50,6 +50,7 @@ def curves(lines: Sequence[Line], x_label: str, y_label: str) -> str:
             marker = "o" if len(line.x) <= FEW else None
             axes.plot(line.x, line.y, color=colour(line.group), linestyle=dash(line.group), linewidth=1.3, marker=marker, markersize=3)
         axes.set(xlabel=x_label, ylabel=y_label)
+        axes.locator_params(axis="x", integer=whole)
         axes.grid(alpha=0.2, color=INK)
         axes.spines[["top", "right"]].set_visible(False)
         file = io.StringIO()
