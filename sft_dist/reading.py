@@ -117,11 +117,11 @@ def _object(path: Path, problems: list[str]) -> dict[str, Any]:
 
 def _config(path: Path, problems: list[str]) -> dict[str, Any]:
     """Dotted key -> value, without holding it to the keys of this version: a run of an older one is compared all the same."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is seven times faster
     try:
         if not path.is_file():
             raise ValueError("it is no file")
-        tree = yaml.load(path.read_text(encoding="utf-8"), loader)  # noqa: S506 (a SafeLoader)
+        text = path.read_text(encoding="utf-8")
+        tree = yaml.load(text, yaml.CSafeLoader) if yaml.__with_libyaml__ else yaml.load(text, yaml.SafeLoader)  # seven times faster
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         problems.append(f"config.yaml cannot be read ({_first_line(error)})")
         return {}
