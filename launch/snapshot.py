@@ -10,7 +10,7 @@ from pathlib import Path
 from sft_dist.errors import ConfigError, MachineError
 from sft_dist.rundir import RunDir, writing
 
-PARTS = ("sft_dist/**/*.py", "sft_dist/datasets/*.npz", "launch/**/*.py", "slurm/*.sh")
+PARTS = ("sft_dist/**/*.py", "sft_dist/datasets/*.npz", "sft_dist/pages/templates/*", "launch/**/*.py", "slurm/*.sh")
 SCRIPT, CONFIG, WRITTEN = "slurm/finetune.sh", "config.yaml", "as-written.yaml"
 
 
