@@ -24,8 +24,10 @@ def compare(runs: Sequence[str], baseline: Sequence[str], out: Path, choice: Cho
     found = dataclasses.replace(found, notes=[*dict.fromkeys([*passed, *passed_there, *found.notes])])
     terminal.show(found)
     write(found, out)
-    if found.baseline and found.undecided:
-        raise ConfigError([printable(words.sentence(pair, found)) for pair in found.undecided])
+    if found.baseline and not found.complete:
+        told = [words.sentence(pair, found) for pair in found.undecided]
+        told += [f"{name} has no {found.metric} to hold against {found.baseline}" for name in found.left_out]
+        raise ConfigError([printable(line) for line in told])
     return int(bool(found.regressions))
 
 

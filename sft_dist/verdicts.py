@@ -1,22 +1,21 @@
-"""Several runs against each other: how they score, in what they differ, what they cost, and for each pair whether the difference is noise."""
+"""Which runs are held against which, and for each pair whether the difference is noise."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from statistics import fmean
 
-from sft_dist import curves, groups, noise, pairing, selection
-from sft_dist.curves import Cost
+from sft_dist import groups, noise, pairing, selection, standings
 from sft_dist.errors import ConfigError
 from sft_dist.groups import Fact, Group
-from sft_dist.noise import Difference, Spread
+from sft_dist.noise import Difference
 from sft_dist.pairing import Answers, ClassChange, Moved, Paired
-from sft_dist.records import Curves, Record, told_apart
+from sft_dist.records import Record, told_apart
+from sft_dist.standings import Entry
 
 ALPHA = 1 - noise.LEVEL
 ALL_PAIRS = 5  # groups of which every pair is judged; of more, the first against each of the others
 TOP = 10
-TOTALS = ("train_s", "wall_s", "device_hours")
 
 Predicted = Callable[[Record], Answers]
 
@@ -29,21 +28,6 @@ class Choice:
     where: Sequence[str] = ()
     sort: str | None = None
     top: int | None = None
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A group in the table. spreads: `last` and `best` -> the headline score. scores: means of all scores of the evaluation compared.
-
-    cost: summed over the runs; its speed is the mean. curves: run -> its rows.
-    """
-
-    group: Group
-    spreads: Mapping[str, Spread]
-    scores: Mapping[str, float]
-    steps: Sequence[int]
-    cost: Cost
-    curves: Mapping[str, Curves]
 
 
 @dataclass(frozen=True)
@@ -67,7 +51,11 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that the screen, the page and compare.json show. among: how many comparisons the p values are corrected for."""
+    """Everything that the screen, the page and compare.json show.
+
+    among: how many comparisons the p values are corrected for. groups: how many there were before the first few were chosen.
+    left_out: runs that were asked for and have no score.
+    """
 
     at: str
     metric: str
@@ -77,6 +65,7 @@ class Comparison:
     among: int
     groups: int
     baseline: str | None
+    left_out: Sequence[str]
     notes: Sequence[str]
 
     @property
@@ -87,6 +76,11 @@ class Comparison:
     def undecided(self) -> list[Pair]:
         return [pair for pair in self.pairs if pair.verdict == "unknown"]
 
+    @property
+    def complete(self) -> bool:
+        """Whether every run that was asked for was judged."""
+        return not self.undecided and not self.left_out
+
 
 def judge(records: Sequence[Record], baseline: Sequence[Record], choice: Choice) -> Comparison:
     """Compare runs with each other or, where there is a baseline, each recipe with that. Raises ConfigError where there is nothing to compare."""
@@ -96,8 +90,10 @@ def judge(records: Sequence[Record], baseline: Sequence[Record], choice: Choice)
     everyone = told_apart([*baseline, *(record for record in records if record.place not in places)])
     baseline, records = everyone[: len(baseline)], everyone[len(baseline) :]
     metric = next((record.headline for record in (*baseline, *records)), "")
-    scored, notes = _scored(records, metric, choice.at)
-    wanted, told = groups.group(selection.where(scored, choice.where, choice.at))
+    chosen = selection.where(records, choice.where, choice.at)
+    scored, notes = _scored(chosen, metric, choice.at)
+    left_out = [record.name for record in chosen if metric not in record.numbers(choice.at)]
+    wanted, told = groups.group(scored)
     wanted = _sorted(wanted, metric, choice)
     base, more_told = _baseline(baseline, metric, choice.at)
     if len(wanted) + len(base) < 2:
@@ -108,12 +104,12 @@ def judge(records: Sequence[Record], baseline: Sequence[Record], choice: Choice)
     if len(shown) < len(wanted):
         notes.append(f"the first {len(shown)} of {len(wanted)} are shown; --top {len(wanted)} shows all")
     among = len(wanted) if base else len(wanted) * (len(wanted) - 1) // 2
-    entries = [_entry(group, metric, choice.at) for group in (*base, *shown)]
+    entries = [standings.entry(group, metric, choice.at) for group in (*base, *shown)]
     pairs = _judged(_chosen(base, shown), choice.at, among)
     problems = [f"{name}: {told}" for entry in entries for name, read in entry.curves.items() for told in read.problems]
     facts, count = groups.differing([*base, *shown]), len(wanted) + len(base)
     label = base[0].label if base else None
-    return Comparison(choice.at, metric, entries, facts, pairs, among, count, label, [*notes, *told, *more_told, *problems])
+    return Comparison(choice.at, metric, entries, facts, pairs, among, count, label, left_out, [*notes, *told, *more_told, *problems])
 
 
 def _scored(records: Sequence[Record], metric: str, at: str) -> tuple[list[Record], list[str]]:
@@ -155,33 +151,6 @@ def _sorted(found: Sequence[Group], metric: str, choice: Choice) -> list[Group]:
         return selection.rank(key, fmean(numbers) if numbers else values[0])
 
     return sorted(found, key=place)
-
-
-def _entry(group: Group, metric: str, at: str) -> Entry:
-    read = {run.name: run.curves() for run in group.runs}
-    costs = [curves.cost(run, read[run.name]) for run in group.runs]
-    totals = {name: _sum(getattr(cost, name) for cost in costs) for name in TOTALS}
-    speeds = [cost.samples_per_s for cost in costs if cost.samples_per_s is not None]
-    scores = [run.numbers(at) for run in group.runs]
-    spreads: dict[str, Spread] = {}
-    for which in ("last", "best"):
-        values = [run.numbers(which).get(metric) for run in group.runs]
-        known = [value for value in values if value is not None]
-        spreads |= {which: noise.spread(known)} if len(known) == len(values) else {}
-    return Entry(
-        group,
-        spreads,
-        {name: fmean(score[name] for score in scores) for name in scores[0] if all(name in score for score in scores)},
-        [run.step(at) or 0 for run in group.runs],
-        Cost(**totals, samples_per_s=fmean(speeds) if speeds else None),
-        read,
-    )
-
-
-def _sum(values: Iterable[float | None]) -> float | None:
-    """None where one is: half a cost would mislead."""
-    known = list(values)
-    return None if None in known else sum(value for value in known if value is not None)
 
 
 def _chosen(base: Sequence[Group], shown: Sequence[Group]) -> list[tuple[Group, Group]]:

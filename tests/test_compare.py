@@ -78,6 +78,16 @@ def test_what_cannot_be_held_against_the_baseline_is_no_pass(runs: Path, capsys:
     assert told(capsys, "compare", "runs", "--baseline", "runs/good")[0] == 2
 
 
+def test_a_run_that_died_beside_one_that_is_as_good_is_no_pass(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a_run(runs / "as-good", guesses([11]), optim__lr=0.3)
+    (runs / "bad" / "scores.json").unlink()
+    code, screen = told(capsys, "compare", "runs", "--baseline", "runs/good")
+    assert code == 2
+    assert "bad has no val/top1 to hold against good" in screen and "no regression" not in screen
+    assert json.loads(Path("compare.json").read_text())["left_out"] == ["bad"]
+    assert told(capsys, "compare", "runs", "--baseline", "runs/good", "--where", "optim.lr>0.2")[0] == 0
+
+
 def test_damage_is_told_and_the_rest_is_compared(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (runs / "empty").mkdir()
     a_run(runs / "begun", guesses([]), optim__lr=0.5, outcome=None)

@@ -20,7 +20,7 @@ FLOORS = (
     "records reading curves groups selection listing",
     "datasets preflight transforms archive weights blocks models optim tasks loading",
     "machine sharding engine",
-    "average checkpoint saver export evaluate loop track pictures noise pairing verdicts pages compare score run",
+    "average checkpoint saver export evaluate loop track pictures noise pairing standings verdicts pages compare score run",
     "guard ending cli train __main__",
 )
 ORDER = " ".join(FLOORS).split()

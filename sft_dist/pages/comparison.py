@@ -8,7 +8,8 @@ from typing import Any
 from sft_dist.curves import Point, series, thin
 from sft_dist.pages import figures, words
 from sft_dist.records import printable
-from sft_dist.verdicts import Comparison, Entry
+from sft_dist.standings import Entry
+from sft_dist.verdicts import Comparison
 
 TEMPLATES = Path(__file__).parent / "templates"
 DRAWN = len(figures.COLOURS)  # groups whose curves are drawn over each other

@@ -6,7 +6,8 @@ from typing import Any
 
 from sft_dist.pages import words
 from sft_dist.pairing import Moved
-from sft_dist.verdicts import Comparison, Entry, Pair
+from sft_dist.standings import Entry
+from sft_dist.verdicts import Comparison, Pair
 
 MOST = 1000  # samples that are named a pair and a direction; their number is always told
 
@@ -24,6 +25,7 @@ def content(comparison: Comparison) -> dict[str, Any]:
         "corrected_for": comparison.among,
         "pairs": [_pair(pair, comparison) for pair in comparison.pairs],
         "regressions": [pair.other for pair in comparison.regressions],
+        "left_out": comparison.left_out,
         "notes": comparison.notes,
     }
 

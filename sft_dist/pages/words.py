@@ -5,7 +5,8 @@ from datetime import timedelta
 
 from sft_dist.noise import Difference, Spread
 from sft_dist.pairing import ClassChange, Moved
-from sft_dist.verdicts import ALPHA, Comparison, Entry, Pair
+from sft_dist.standings import Entry
+from sft_dist.verdicts import ALPHA, Comparison, Pair
 
 
 def sentence(pair: Pair, comparison: Comparison) -> str:
@@ -84,7 +85,7 @@ def guess(moved: Moved) -> str:
 def regressions(comparison: Comparison) -> list[str]:
     """The last lines with a baseline: what it means for whoever waits for the exit code."""
     lines = [f"regression: {pair.other} is worse than {pair.one}, beyond noise (p < {ALPHA:.2g})" for pair in comparison.regressions]
-    return lines or [f"no regression against {comparison.baseline}"] if not comparison.undecided else lines
+    return lines or ([f"no regression against {comparison.baseline}"] if comparison.complete else [])
 
 
 def listed(items: Sequence[str], most: int) -> str:
