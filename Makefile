@@ -37,6 +37,8 @@ fix: install
 
 bench: install
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/compare.py
+	$(BIN)/python benchmarks/noise.py
 	$(BIN)/python -m pytest -m bench tests/faults
 
 docs: install

@@ -12,7 +12,7 @@ from sft_dist.errors import ConfigError, MachineError
 from sft_dist.revision import NOTE
 from sft_dist.rundir import RunDir, to_json, writing
 
-PARTS = ("sft_dist/**/*.py", "sft_dist/datasets/*.npz", "launch/**/*.py", "slurm/*.sh")
+PARTS = ("sft_dist/**/*.py", "sft_dist/datasets/*.npz", "sft_dist/pages/templates/*", "launch/**/*.py", "slurm/*.sh")
 SCRIPT, CONFIG, WRITTEN = "slurm/finetune.sh", "config.yaml", "as-written.yaml"
 ARRAY, CONFIGS, SWEEP = "slurm/array.sh", "configs", "sweep.yaml"
 

@@ -94,6 +94,34 @@ def eval_command(run_folder: Path, overrides: tuple[str, ...], split: str, check
         click.echo(rundir.to_json(scores), nl=False)
 
 
+@cli.command("ls")
+@click.argument("folder", type=click.Path(path_type=Path), default="runs", metavar="[RUNS]")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def ls_runs_command(folder: Path, as_json: bool) -> None:
+    """Show the runs in a folder: how each stands, its best score, its seed."""
+    from sft_dist import listing
+
+    found, passed = listing.lines(folder)
+    click.echo(json.dumps([asdict(line) for line in found], indent=1) if as_json else "\n".join(listing.describe(found)))
+    click.echo("".join(f"passed over {line}\n" for line in passed), err=True, nl=False)
+
+
+@cli.command("compare")
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...")
+@click.option("--at", type=click.Choice(["last", "best"]), default="last", show_default=True, help="Which evaluation is compared.")
+@click.option("--where", multiple=True, metavar="KEY<VALUE", help="Only runs with this: optim.lr<1e-3. Several must all hold.")
+@click.option("--sort", metavar="KEY", help="A score, the best first, or a config key; by default the score that decides the best.")
+@click.option("--top", type=click.IntRange(2), metavar="N", help="Only the first N recipes; by default 10.")
+@click.option("--baseline", multiple=True, metavar="RUN", help="Compare all with this; exit code 1 if one is worse beyond noise.")
+@click.option("--out", type=click.Path(path_type=Path), default=".", help="Folder for compare.html and compare.json; by default this one.")
+def compare_command(runs: tuple[str, ...], baseline: tuple[str, ...], out: Path, **choice: Any) -> None:
+    """Which RUN is better, in what do they differ, and is it noise? RUN is a run's folder or a folder of runs."""
+    from sft_dist.compare import compare
+    from sft_dist.verdicts import Choice
+
+    sys.exit(compare(runs, baseline, out, Choice(**choice)))
+
+
 @cli.group()
 def ckpt() -> None:
     """See, verify, export and delete the checkpoints of a run."""

@@ -16,10 +16,11 @@ PACKAGE = ROOT / "sft_dist"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = (
-    "errors units config parse plan refuse schedule tally manifest rundir locks revision inventory scaling progress signals pulse attempts notice",
+    "errors units config parse plan refuse schedule tally manifest rundir locks revision inventory scaling progress signals pulse attempts notice "
+    "records reading curves groups selection listing",
     "datasets preflight transforms archive weights blocks models optim tasks loading",
     "machine sharding engine",
-    "average checkpoint saver export evaluate loop track score run",
+    "average checkpoint saver export evaluate loop track pictures noise pairing standings verdicts pages compare score run",
     "guard ending cli train __main__",
 )
 ORDER = " ".join(FLOORS).split()

@@ -56,10 +56,14 @@ def quickstart(place):
 @pytest.mark.dist
 @pytest.mark.parametrize("command", RUN)
 def test_command_runs_as_it_stands_in_the_readme(command, place, quickstart):
-    trains, evaluates = "train" in command or "sft-launch run" in command, " eval " in command
+    trains = "train" in command or "sft-launch run" in command
+    reads = command.split()[1] in ("eval", "ls", "compare")
+    if "runs/slow" in command and not (place / "runs" / "slow").exists():
+        [slow] = [line for line in RUN if "run.name=slow" in line]
+        assert execute(f"{slow} {shlex.join(SHORTER)}", place).returncode == 0
     own_name = re.search(r"run\.name=(\w+)", command)
     name = own_name[1] if own_name else "quickstart" if command == RUN[0] else f"door-{RUN.index(command)}"
-    extra = [] if evaluates else [*SHORTER, f"run.name={name}"]
+    extra = [] if reads else [*SHORTER, f"run.name={name}"]
     if "pets.yaml" in command:
         extra += ["model.weights=pets.safetensors", "data.size=32"]  # instead of a download, and of minutes
     done = execute(f"{command} {shlex.join(extra)}", place)

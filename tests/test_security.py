@@ -241,7 +241,7 @@ def dangers(path: Path) -> list[str]:
             name in ("eval", "exec", "compile", "__import__")
             or name.split(".")[0] in ("pickle", "cPickle", "dill", "joblib", "shelve", "marshal")
             or (name == "torch.load" and not says(call, "weights_only", True))
-            or (name in ("yaml.load", "yaml.load_all") and loader not in ("_OneOfEachKey", "yaml.SafeLoader"))
+            or (name in ("yaml.load", "yaml.load_all") and loader not in ("_OneOfEachKey", "yaml.SafeLoader", "yaml.CSafeLoader"))
             or name in ("yaml.unsafe_load", "yaml.full_load")
             or (name in ("np.load", "numpy.load") and not says(call, "allow_pickle", False))
             or last in ("load_checkpoint", "load_state", "load_universal_checkpoint")

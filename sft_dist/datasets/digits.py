@@ -18,20 +18,30 @@ def check(data: Data) -> None:
 
 
 def load(data: Data) -> Splits:
-    import numpy as np
-
-    with np.load(Path(__file__).with_name("digits.npz"), allow_pickle=False) as file:
-        pixels, labels = file["images"], file["labels"]
+    pixels, labels = grey(), _stored("labels")
 
     def read(i: int) -> Any:
         import torch
 
-        grey = torch.from_numpy(pixels[i].astype(np.uint16) * 255 // 16).to(torch.uint8)  # 17 levels of grey
-        return grey.expand(3, 8, 8)
+        return torch.from_numpy(pixels[i]).expand(3, 8, 8)
 
     whole = Split([f"digits/{i:04d}" for i in range(len(labels))], labels.tolist(), read)
     return draw_splits(whole, None, None, CLASSES, data)
 
 
+def grey() -> Any:
+    """All images as uint8 of n x 8 x 8: the 17 levels of grey spread over 0 to 255; without torch."""
+    import numpy as np
+
+    return (_stored("images").astype(np.uint16) * 255 // 16).astype(np.uint8)
+
+
 def load_split(data: Data, name: str, classes: tuple[str, ...]) -> Split:
     return choose_split(load(data), name, classes)
+
+
+def _stored(name: str) -> Any:
+    import numpy as np
+
+    with np.load(Path(__file__).with_name("digits.npz"), allow_pickle=False) as file:
+        return file[name]

@@ -20,12 +20,18 @@ def find(folder: Path) -> Iterator[Path]:
 
 def read(path: Path) -> Any:
     """A file as uint8 tensor of 3 x height x width, turned upright by its EXIF tag. Raises ValueError naming the path."""
-    from PIL import Image, ImageOps
     from torchvision.transforms.v2.functional import pil_to_tensor
+
+    return pil_to_tensor(decode(path))
+
+
+def decode(path: Path) -> Any:
+    """A file as Pillow's image in colour, turned upright by its EXIF tag; without torch. Raises ValueError naming the path."""
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path, formats=FORMATS) as image:
-            return pil_to_tensor(_in_colour(ImageOps.exif_transpose(image)))
+            return _in_colour(ImageOps.exif_transpose(image))
     except Exception as error:  # for damaged files Pillow raises OSError, SyntaxError, ValueError, struct.error and others
         raise ValueError(f"{path} cannot be decoded: {error}") from error
 

@@ -1,0 +1,44 @@
+"""`sft-dist compare`, from the words of the command line to the exit code: read, judge, show, write."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from sft_dist import pictures, reading, rundir, verdicts
+from sft_dist.errors import ConfigError, MachineError
+from sft_dist.pages import comparison, data, terminal, words
+from sft_dist.records import printable
+from sft_dist.verdicts import Choice, Comparison
+
+
+def compare(runs: Sequence[str], baseline: Sequence[str], out: Path, choice: Choice) -> int:
+    """1 where something is worse than the baseline beyond noise, else 0. Writes compare.json and compare.html into `out`.
+
+    Raises ConfigError, after all is shown and written, where a run cannot be held against the baseline: that is no pass.
+    """
+    if out.is_dir() and reading.is_run(path.name for path in out.iterdir()):
+        raise ConfigError(f"{out.absolute()} is a run's folder, where a comparison has no place; choose another with --out")
+    records, passed = reading.gather(runs)
+    base, passed_there = reading.gather(baseline)
+    found = verdicts.judge(records, base, choice)
+    found = dataclasses.replace(found, notes=[*dict.fromkeys([*passed, *passed_there, *found.notes])])
+    terminal.show(found)
+    write(found, out)
+    if found.baseline and not found.complete:
+        told = [words.sentence(pair, found) for pair in found.undecided]
+        told += [f"{name} has no {found.metric} to hold against {found.baseline}" for name in found.left_out]
+        raise ConfigError([printable(line) for line in told])
+    return int(bool(found.regressions))
+
+
+def write(found: Comparison, out: Path) -> None:
+    """compare.json and compare.html in a folder, which is made if need be."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MachineError(f"--out {out}: cannot make that folder: {error.strerror or error}") from error
+    config = found.entries[0].group.runs[0].config
+    page = comparison.page(found, pictures.of(config, comparison.shown_samples(found)))
+    rundir.write_json(out / "compare.json", data.content(found))
+    rundir.write_atomically(out / "compare.html", page)
+    terminal.say(f"written: {out / 'compare.html'} and compare.json")

@@ -1,0 +1,112 @@
+"""A comparison as one HTML file that opens anywhere: no network, no script, light and dark, on a telephone and in print."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sft_dist.curves import Point, series, thin
+from sft_dist.pages import figures, words
+from sft_dist.records import printable
+from sft_dist.standings import Entry
+from sft_dist.verdicts import Comparison
+
+TEMPLATES = Path(__file__).parent / "templates"
+DRAWN = len(figures.COLOURS)  # groups whose curves are drawn over each other
+POINTS = 400  # of one curve: more than a picture is wide
+MOVED = 24  # samples a pair and a direction that the page shows; compare.json names them all
+PICTURES = 500  # samples of the whole page that are shown with a picture
+METRICS = ("val/loss", "train/loss")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What curves are drawn against. of: a point's place on it, or None where that is not known."""
+
+    title: str
+    label: str
+    attribute: str
+
+
+AXES = (
+    Axis("By step", "step", "step"),
+    Axis("By samples", "training samples seen", "samples"),
+    Axis("By time", "seconds of training", "seconds"),
+)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture with the words that stand for it where it cannot be seen."""
+
+    uri: str
+    alt: str
+
+
+def page(comparison: Comparison, pictures: Mapping[str, str]) -> str:
+    """The whole file. pictures: sample id -> data URI of its picture, as far as there are any."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_plain,
+    )
+    template = environment.get_template("compare.html")
+    drawn = [(axis.title, list(_pictures(comparison, axis))) for axis in AXES]
+    return template.render(
+        comparison=comparison,
+        words=words,
+        figures=figures,
+        name=words.score(comparison.metric),
+        curves=[(title, found) for title, found in drawn if found],
+        drawn=DRAWN,
+        scale=_scale(comparison),
+        most=MOVED,
+        pictures=pictures,
+    )
+
+
+def shown_samples(comparison: Comparison) -> list[str]:
+    """The ids of the samples that the page shows, as far as pictures are worth looking for."""
+    found = dict.fromkeys(one.id for pair in comparison.pairs for moved in (pair.better, pair.worse) for one in moved[:MOVED])
+    return list(found)[:PICTURES]
+
+
+def _plain(value: Any) -> Any:
+    return printable(value) if type(value) is str else value  # jinja2's own Markup is a str too, and has its line ends
+
+
+def _pictures(comparison: Comparison, axis: Axis) -> Iterator[Picture]:
+    """A picture for each metric that there is against this axis; none where the axis would say nothing that steps do not."""
+    entries = comparison.entries[:DRAWN]
+    if axis.attribute == "samples" and len({run.plan.get("global_batch") for entry in entries for run in entry.group.runs}) < 2:
+        return
+    for metric in (comparison.metric, *METRICS):
+        found = [(number, entry, points) for number, entry in enumerate(entries) for points in _points(entry, metric)]
+        lines = [
+            figures.Line(number, [getattr(point, axis.attribute) for point in points], [point.value for point in points])
+            for number, _, points in found
+            if all(getattr(point, axis.attribute) is not None for point in points)
+        ]
+        if lines and len(lines) == len(found):
+            ends = [f"{entry.group.label} ends at {points[-1].value:.4g}" for _, entry, points in found]
+            yield Picture(
+                figures.curves(lines, axis.label, metric, whole=axis.attribute != "seconds"),
+                f"{metric} against {axis.label}: {words.listed(ends, 20)}.",
+            )
+
+
+def _points(entry: Entry, metric: str) -> Iterator[Sequence[Point]]:
+    for run in entry.group.runs:
+        if points := series(entry.curves[run.name].rows, metric):
+            yield thin(points, POINTS)
+
+
+def _scale(comparison: Comparison) -> float:
+    """The largest difference that an interval reaches: all of them are drawn on the same scale, around zero."""
+    ends = [abs(end) for pair in comparison.pairs if pair.difference for end in (pair.difference.low, pair.difference.high)]
+    return max([*ends, 0.001]) * 1.05

@@ -1,0 +1,64 @@
+"""Pictures of validation samples for a page, by id, where the data set can be reached from here; without torch."""
+
+import base64
+import io
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sft_dist.datasets import digits, images
+
+SIDE = 128  # pixels of the longer side
+LARGEST = 50_000_000  # bytes of a file that is opened for a picture
+
+Read = Callable[[str], Any]
+"""A sample's id -> Pillow's image, or None where there is none; raises ValueError or OSError where it cannot be read."""
+
+
+def of(config: Mapping[str, Any], ids: Iterable[str]) -> dict[str, str]:
+    """Sample id -> data URI, for those of a run's samples that can be read; for other kinds of data sets none."""
+    source = SOURCES.get(str(config.get("data.name")))
+    read = source(config) if source else None
+    found = {sample: _small(read, sample) for sample in ids} if read else {}
+    return {sample: uri for sample, uri in found.items() if uri}
+
+
+def _folder(config: Mapping[str, Any]) -> Read | None:
+    """The file of that name below data.root, and nowhere else: an id comes from a file that anybody may have written."""
+    root = Path(str(config.get("data.root"))).resolve()
+
+    def read(sample: str) -> Any:
+        path = (root / sample).resolve()
+        inside = path.is_relative_to(root) and path.is_file() and path.stat().st_size <= LARGEST
+        return images.decode(path) if inside else None
+
+    return read if config.get("data.root") and root.is_dir() else None
+
+
+def _digits(config: Mapping[str, Any]) -> Read:  # noqa: ARG001 (they travel with the package)
+    from PIL import Image
+
+    pixels = digits.grey()
+
+    def read(sample: str) -> Any:
+        number = sample.removeprefix("digits/")
+        known = number.isascii() and number.isdecimal() and int(number) < len(pixels)
+        return Image.fromarray(pixels[int(number)]) if known else None
+
+    return read
+
+
+def _small(read: Read, sample: str) -> str | None:
+    file = io.BytesIO()
+    try:
+        if (image := read(sample)) is None:
+            return None
+        image.thumbnail((SIDE, SIDE))
+        image.convert("RGB").save(file, "PNG" if max(image.size) < SIDE else "JPEG")
+    except (OSError, ValueError):  # the page goes without
+        return None
+    kind = "png" if max(image.size) < SIDE else "jpeg"
+    return f"data:image/{kind};base64," + base64.b64encode(file.getvalue()).decode()
+
+
+SOURCES: dict[str, Callable[[Mapping[str, Any]], Read | None]] = {"folder": _folder, "digits": _digits}

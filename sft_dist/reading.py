@@ -1,0 +1,207 @@
+"""Records from run folders, in whatever state those are: what is missing or damaged is left out and told; without torch."""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sft_dist import attempts
+from sft_dist.errors import ConfigError
+from sft_dist.records import Curves, Predictions, Record, Turn, is_number, natural, printable
+from sft_dist.rundir import RunDir, step_name
+
+MARKS = {"plan.json", "metrics.jsonl", "outcome.json", "attempts"}  # what a run's folder holds beside its config.yaml
+DEEPEST = 4  # folders below one that is named: runs/<project>/<run> and a little more
+NESTED = "(nested)"
+
+
+def gather(words: Sequence[str]) -> tuple[list[Record], list[str]]:
+    """The runs that words name, each word a run's folder or a folder of such; and what was passed over, and why."""
+    if remote := [word for word in words if word.startswith("wandb:")]:
+        raise ConfigError(f"{', '.join(remote)}: comparing runs of Weights & Biases is not built yet; name folders of this machine")
+    folders, passed = find([Path(word) for word in words])
+    found = [read(folder) for folder in folders]
+    return found, [*passed, *(f"{record.name}: {problem}" for record in found for problem in record.problems)]
+
+
+def find(places: Iterable[Path]) -> tuple[list[Path], list[str]]:
+    """The folders of runs among and below places, each once; and what was passed over. Raises ConfigError where a place holds none."""
+    found: dict[Path, Path] = {}
+    passed: list[str] = []
+    for place in places:
+        if not place.is_dir():
+            raise ConfigError(f"{printable(str(place))} is not a folder; name a run's folder, or a folder that holds runs")
+        here = list(_below(place.absolute(), DEEPEST, passed))
+        if not here:
+            raise ConfigError(f"{printable(str(place))} is no run's folder and holds none (a run has a config.yaml and a plan.json)")
+        for folder in here:
+            found.setdefault(folder.resolve(), place / folder.relative_to(place.absolute()))
+    return list(found.values()), passed
+
+
+def is_run(names: Iterable[str]) -> bool:
+    """Whether a folder that holds these names is a run's."""
+    return "config.yaml" in (those := set(names)) and bool(MARKS & those)
+
+
+def _below(folder: Path, depth: int, passed: list[str]) -> Iterator[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            listed = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
+    except OSError as error:
+        passed.append(f"{printable(str(folder))}: {error.strerror or error}")
+        return
+    if is_run(listed):
+        yield folder
+        return
+    below = sorted((name for name, is_folder in listed.items() if is_folder and not name.startswith(".")), key=natural)
+    found = False
+    for name in below if depth else ():
+        for run in _below(folder / name, depth - 1, passed):
+            found = True
+            yield run
+    if not found and depth == DEEPEST - 1:
+        passed.append(f"{printable(folder.name)}: no run in it")
+
+
+def read(folder: Path) -> Record:
+    """The record of a run's folder. What is missing or cannot be read is empty, and told under `problems`."""
+    run = RunDir(folder)
+    problems: list[str] = []
+    plan, env, outcome, scores = (_object(folder / f"{name}.json", problems) for name in ("plan", "env", "outcome", "scores"))
+    state: dict[str, Any] = {}
+    with suppress(OSError, UnicodeDecodeError):
+        checkpoint = run.pointed_to("latest") or run.pointed_to("best")
+        state = _object(checkpoint / "state.json", problems) if checkpoint else {}
+    fingerprint = state.get("fingerprint")
+    return Record(
+        name=printable(folder.absolute().name),
+        place=printable(str(folder.resolve())),
+        config=_config(run.config, problems),
+        plan=plan,
+        env=env,
+        outcome=outcome,
+        scores=scores,
+        fingerprint=fingerprint if isinstance(fingerprint, str) else None,
+        turns=_turns(run),
+        when=touched(folder),
+        problems=tuple(problems),
+        curves=lambda: _curves(run),
+        predictions=lambda step: _predictions(run.predictions / f"{step_name(step)}.jsonl"),
+    )
+
+
+def touched(folder: Path) -> float:
+    """When a run last wrote of itself, in seconds since 1970; 0 where nothing tells."""
+    times = [0.0]
+    for name in ("outcome.json", "metrics.jsonl", "config.yaml"):
+        with suppress(OSError):
+            times.append((folder / name).lstat().st_mtime)
+    return max(times)
+
+
+def _object(path: Path, problems: list[str]) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        problems.append(f"{path.name} cannot be read ({_first_line(error)})")
+        return {}
+    if not isinstance(content, dict):
+        problems.append(f"{path.name} holds no object")
+    return content if isinstance(content, dict) else {}
+
+
+def _config(path: Path, problems: list[str]) -> dict[str, Any]:
+    """Dotted key -> value, without holding it to the keys of this version: a run of an older one is compared all the same."""
+    try:
+        if not path.is_file():
+            raise ValueError("it is no file")
+        text = path.read_text(encoding="utf-8")
+        tree = yaml.load(text, yaml.CSafeLoader) if yaml.__with_libyaml__ else yaml.load(text, yaml.SafeLoader)  # seven times faster
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        problems.append(f"config.yaml cannot be read ({_first_line(error)})")
+        return {}
+    if not isinstance(tree, dict):
+        problems.append("config.yaml holds no keys")
+    return dict(_flat(tree, "", depth=3)) if isinstance(tree, dict) else {}
+
+
+def _flat(tree: Mapping[Any, Any], above: str, depth: int) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and depth:
+            yield from _flat(value, f"{above}{key}.", depth - 1)
+        else:
+            parts = value if isinstance(value, list) else [value]
+            plain = all(isinstance(part, str | int | float | None) for part in parts)
+            yield printable(f"{above}{key}"), value if plain else NESTED  # deeper than any config of ours
+
+
+def _turns(run: RunDir) -> tuple[Turn, ...]:
+    turns = []
+    with suppress(OSError, RecursionError):
+        for attempt in (attempts.read(run, number) for number in attempts.numbers(run)):
+            began, nodes, procs = (attempt.about.get(name) for name in ("started_ns", "nodes", "procs"))
+            ends = [end for node in attempt.nodes if node.ended and isinstance(end := node.ended.get("time_ns"), int)]
+            seconds = (max(ends) - began) / 1e9 if isinstance(began, int) and ends and len(ends) == nodes else None
+            turns.append(Turn(nodes * procs if isinstance(nodes, int) and isinstance(procs, int) else None, seconds))
+    return tuple(turns)
+
+
+def _curves(run: RunDir) -> Curves:
+    problems: list[str] = []
+    files = [run.metrics, *sorted(run.path.glob("attempts/*/rewound.jsonl"))]
+    rows, *rewound = [[row for row in _lines(path, problems) if isinstance(row.get("step"), int)] for path in files]
+    return Curves(rows, rewound, tuple(problems))
+
+
+def _predictions(path: Path) -> Predictions:
+    problems: list[str] = []
+    samples: dict[str, tuple[int, int, float]] = {}
+    bad = 0
+    for row in _lines(path, problems):
+        sample, label, probs = row.get("id"), row.get("label"), row.get("probs")
+        if (
+            isinstance(sample, str)
+            and sample not in samples
+            and isinstance(label, int)
+            and isinstance(probs, list)
+            and all(map(is_number, probs))
+            and 0 <= label < len(probs)
+        ):
+            samples[sample] = (label, probs.index(max(probs)), probs[label])
+        else:
+            bad += 1
+    if bad:
+        problems.append(f"{path.name}: {bad} row(s) left out (no id, label and probabilities, or an id that was there before)")
+    truths, guesses, certainty = zip(*samples.values(), strict=True) if samples else ((), (), ())
+    return Predictions(list(samples), truths, guesses, certainty, tuple(problems))
+
+
+def _lines(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON-lines file; what is none, like a last line that a crash cut short, is counted under `problems`."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    except OSError as error:
+        problems.append(f"{path.name} cannot be read ({_first_line(error)})")
+        return
+    lines, bad = text.split("\n"), []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line) if line else None
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict):
+            yield row
+        elif line:
+            bad.append(number)
+    if bad:
+        where = "the last, cut short" if bad == [len(lines)] else f"the first is line {bad[0]}"
+        problems.append(f"{path.name}: {len(bad)} line(s) left out ({where})")
+
+
+def _first_line(error: BaseException) -> str:
+    return printable(next(iter(str(error).splitlines()), type(error).__name__))
