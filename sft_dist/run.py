@@ -3,7 +3,7 @@
 import dataclasses
 import socket
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -242,8 +242,8 @@ def _tracking(parts: Parts) -> Iterator[Parts]:
     if not parts.engine.is_main:
         yield parts
         return
-    tracker = Tracker(parts.folder, parts.plan, parts.console)
-    try:
+    with (
+        track.mirrored(parts.folder, parts.config.track, parts.console),
+        closing(Tracker(parts.folder, parts.plan, parts.console)) as tracker,
+    ):
         yield dataclasses.replace(parts, tracker=tracker)
-    finally:
-        tracker.close()

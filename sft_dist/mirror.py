@@ -1,0 +1,137 @@
+"""The mirror of a run in Weights & Biases: a process beside the training that reads metrics.jsonl, the truth, and cannot slow or stop it."""
+
+import fcntl
+import importlib.util
+import os
+import select
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from sft_dist.config import Track
+from sft_dist.errors import ConfigError, InfrastructureError, SftError
+from sft_dist.rundir import RunDir, read_json
+from sft_dist.session import FOLDER, Session, Steps, first_line, later
+
+LOOK_S = 0.5
+
+
+def check(track: Track, env: Mapping[str, str]) -> None:
+    """Refuse what W&B would obey in silence although the config says otherwise, and a package that is missing."""
+    if track.wandb == "disabled":
+        return
+    if not importlib.util.find_spec("wandb"):
+        raise ConfigError(f"track.wandb = {track.wandb!r}, but the package wandb is not installed; pip install wandb, or use disabled")
+    told = {"dryrun": "offline", "run": "online"}.get(mode := env.get("WANDB_MODE", ""), mode)
+    if told and told != track.wandb:
+        raise ConfigError(f"WANDB_MODE = {mode}, but track.wandb = {track.wandb}; unset it, or write track.wandb: {told}")
+    if env.get("WANDB_DISABLED", "").lower() in ("1", "true"):
+        raise ConfigError(f"WANDB_DISABLED is set, but track.wandb = {track.wandb}; unset it, or write track.wandb: disabled")
+
+
+def sync(run: RunDir, limit_s: float, project: str | None = None, entity: str | None = None) -> str:
+    """Send the steps of a run that W&B does not have yet; what was sent, in a line. Raises InfrastructureError where W&B does not take them.
+
+    The newest step of a run that is not finished stays back: its evaluation may be yet to come, and W&B takes each step once.
+    """
+    os.umask(0o077)
+    with _alone(run, patience_s=0):
+        session = Session(run, "online", limit_s, project, entity)
+        steps = Steps(run.metrics)
+        rows = [*steps.new(), *(steps.rest() if read_json(run.outcome).get("outcome") == "done" else [])]
+        sent = sum(session.log(row) for row in rows)
+        session.finish()
+    return f"{sent} of {len(rows)} steps sent, the others were there: {session.url}"
+
+
+def main(arguments: list[str]) -> None:
+    """The process itself. Sentences for the screen go to stdout; how the training ended comes from stdin.
+
+    arguments: the run's folder, online or offline, and the seconds that are left once the training is over.
+    """
+    run, mode, limit_s = RunDir(Path(arguments[0])), arguments[1], float(arguments[2])
+    os.umask(0o077)
+    os.nice(10)  # the training comes first
+    screen = os.fdopen(os.dup(1), "w", buffering=1)  # not handed on to W&B's own processes, which may live longer
+    os.dup2(2, 1)
+    ending = Ending(limit_s)
+    try:
+        with _alone(run, patience_s=limit_s):
+            session = _open(run, mode, limit_s, screen)
+            _follow(run, session, ending)
+    except SftError as error:
+        print(*error.problems, sep="; ", file=screen)
+    except Exception as error:  # whatever W&B's library raises
+        print(f"W&B: {first_line(error)}; {later(run)}", file=screen)
+    os._exit(0)  # W&B's library has handlers that wait for the network at the end
+
+
+class Ending:
+    """How the training ended, once it has: `done`, `saved` or `failed` by its own word, `lost` where it died without one.
+
+    From then on the process has limit_s seconds, whatever it is doing.
+    """
+
+    def __init__(self, limit_s: float) -> None:
+        self.limit_s, self.word, self.over = limit_s, "", threading.Event()
+        threading.Thread(target=self._listen, args=(os.getppid(),), name="ending", daemon=True).start()
+
+    def _listen(self, training: int) -> None:
+        heard: list[Any] = []
+        while not heard and os.getppid() == training:  # data workers may hold the pipe open after the training's death
+            heard, _, _ = select.select([sys.stdin], [], [], LOOK_S)
+        self.word = (sys.stdin.readline().strip() if heard else "") or "lost"
+        self.over.set()
+        time.sleep(self.limit_s)
+        os._exit(1)
+
+
+def _open(run: RunDir, mode: str, limit_s: float, screen: IO[str]) -> Session:
+    """Online if it was asked for and can be, else offline, which is said."""
+    try:
+        session = Session(run, mode, limit_s)
+    except InfrastructureError as error:
+        if mode == "offline":
+            raise
+        print(f"{error}; this attempt is mirrored offline, and `sft-dist sync {run.path}` sends it later", file=screen)
+        return Session(run, "offline", limit_s)
+    if session.url:
+        print(f"W&B: {session.url}", file=screen)
+    return session
+
+
+def _follow(run: RunDir, session: Session, ending: Ending) -> None:
+    steps, over = Steps(run.metrics), False
+    while not over:
+        over = ending.over.wait(LOOK_S)
+        for row in steps.new():
+            session.log(row)
+    for row in steps.rest() if ending.word == "done" else ():
+        session.log(row)
+    session.finish(exit_code=int(ending.word in ("failed", "lost")))
+
+
+@contextmanager
+def _alone(run: RunDir, patience_s: float) -> Iterator[None]:
+    """One mirror of a run at a time; that of the attempt before may still be at its end."""
+    folder = run.path / FOLDER
+    folder.mkdir(mode=0o700, exist_ok=True)
+    with (folder / ".lock").open("a") as file:
+        end = time.monotonic() + patience_s
+        while True:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() > end:
+                    raise InfrastructureError(f"W&B: another process is sending {run.path}; {later(run)}") from None
+            time.sleep(LOOK_S)
+        yield
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

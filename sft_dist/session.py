@@ -1,0 +1,165 @@
+"""A run of ours as a run in Weights & Biases: the same one after every resume, each step once, no secret in it."""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sft_dist import parse, redact
+from sft_dist.errors import InfrastructureError
+from sft_dist.rundir import RunDir, read_json, write_json
+
+INIT_S = 20
+"""How long W&B may take to answer at the start."""
+FOLDER = "wandb"
+"""In the run's folder; W&B's own library wants this name."""
+
+
+class Steps:
+    """The rows of a metrics file as they come, one a step: those of training and of evaluation are laid together."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.place = file, 0
+        self.open: dict[str, Any] = {}
+
+    def new(self) -> Iterator[dict[str, Any]]:
+        """The steps that are complete, as a later one has begun, since this was last asked."""
+        if not self.file.exists():
+            return
+        with self.file.open("rb") as file:
+            file.seek(self.place)
+            text = file.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        self.place += len(whole)
+        for line in whole.splitlines():
+            row = json.loads(line)
+            if self.open and row["step"] != self.open["step"]:
+                yield from self.rest()
+            self.open |= {name: value for name, value in row.items() if name != "kind" and value is not None}
+
+    def rest(self) -> Iterator[dict[str, Any]]:
+        """The newest step, once nothing more can come to it."""
+        if self.open:
+            row, self.open = self.open, {}
+            yield row
+
+
+@dataclass
+class Record:
+    """mirror.json: which run in W&B this is, and what is known to have arrived."""
+
+    id: str
+    url: str = ""
+    step: int = 0
+    """The last step that a mirror which ended well has handed over."""
+    offline: list[str] = field(default_factory=list)
+    """The folders of offline runs that are whole."""
+
+    @classmethod
+    def of(cls, run: RunDir) -> "Record":
+        """A new run's id is that of the W&B sweep which started it, else drawn; from then on it is kept."""
+        told = read_json(run.path / FOLDER / "mirror.json")
+        known = {name: value for name, value in told.items() if name in cls.__dataclass_fields__}
+        return cls(**{"id": os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8], **known})
+
+    def write(self, run: RunDir) -> None:
+        write_json(run.path / FOLDER / "mirror.json", asdict(self))
+
+
+class Session:
+    """A run of ours, open in W&B: the same one after every resume, by its id. W&B's step is ours, so that a step can arrive only once."""
+
+    def __init__(self, run: RunDir, mode: str, limit_s: float, project: str | None = None, entity: str | None = None) -> None:
+        """Raises InfrastructureError where W&B does not answer, or refuses."""
+        os.environ["WANDB_ERROR_REPORTING"] = "false"  # else the library tells its makers of our exceptions, and waits for that
+        import wandb
+
+        self.place, self.record = run, Record.of(run)
+        self.record.write(run)
+        if mode == "offline":
+            _clear_halves(run, self.record)
+        config = parse.load(run.config)
+        track, known = config.track, redact.secrets(os.environ).values()
+        about = {"environment": read_json(run.path / "env.json"), "plan": read_json(run.path / "plan.json")}
+        settings = wandb.Settings(
+            mode=mode, init_timeout=min(INIT_S, 0.6 * limit_s), finish_timeout=limit_s, finish_timeout_raises=True, silent=True, console="off",
+            disable_git=True, git_commit=about["environment"].get("commit"), save_code=False, disable_code=True,
+            x_save_requirements=False, x_stats_pid=os.getppid(), x_transaction_log_flush_interval=1.0,
+        )  # fmt: skip
+        try:
+            self.run = wandb.init(
+                dir=run.path, id=self.record.id, resume="allow", project=project or track.project, entity=entity or track.entity,
+                name=config.run.name, group=track.group, job_type=track.job_type, tags=track.tags or None,
+                notes=redact.without(known, track.notes), config=redact.without(known, {**parse.flat(config), **about}),
+                allow_val_change=True, settings=settings,
+            )  # fmt: skip
+        except Exception as error:
+            _let_go()
+            raise InfrastructureError(f"W&B is not reached: {first_line(error)}") from error
+        self.url = self.record.url = (self.run.url or "") if mode == "online" else self.record.url
+        self.last = self.run.starting_step - 1 if mode == "online" else self.record.step
+        self.run.define_metric("step")
+        self.run.define_metric("*", step_metric="step")
+
+    def log(self, row: Mapping[str, Any]) -> bool:
+        """One step; False if W&B has it already, as after a resume from an earlier checkpoint, whose steps repeat the same numbers."""
+        if row["step"] <= self.last:
+            return False
+        self.run.log(dict(row), step=row["step"], commit=True)
+        self.last = row["step"]
+        return True
+
+    def summarise(self) -> None:
+        """The best and the test scores beside the last ones, which W&B's summary has by itself."""
+        scores = read_json(self.place.scores)
+        numbers = {name: entry for name, entry in scores.items() if name in ("best", "test")}
+        self.run.summary.update(
+            {
+                metric if metric.startswith(name) else f"{name}/{metric}": value
+                for name, entry in numbers.items()
+                for metric, value in entry.items()
+                if isinstance(value, int | float)
+            }
+        )
+
+    def finish(self, exit_code: int = 0) -> None:
+        """Raises InfrastructureError where W&B has not taken everything in time."""
+        self.summarise()
+        try:
+            self.run.finish(exit_code)
+        except Exception as error:
+            _let_go()
+            raise InfrastructureError(f"W&B has not taken everything: {first_line(error)}; {later(self.place)}") from error
+        if self.run.settings.mode == "offline":
+            self.record.offline.append(Path(self.run.settings.sync_dir).name)
+        self.record.step = max(self.last, self.record.step)
+        self.record.write(self.place)
+
+
+def later(run: RunDir) -> str:
+    return f"metrics.jsonl has every row, and `sft-dist sync {run.path}` sends them later"
+
+
+def first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+
+
+def _let_go() -> None:
+    """End W&B's own process after a failure: it would call the run's id "in use", or it has crashed and the next run would find it dead."""
+    import wandb
+
+    with suppress(Exception):
+        wandb.teardown()
+
+
+def _clear_halves(run: RunDir, record: Record) -> None:
+    """Offline runs whose mirror was killed may lack their last steps: they are written anew, unless they were uploaded by hand."""
+    for folder in (run.path / FOLDER).glob("offline-run-*"):
+        if folder.name not in record.offline and not any(folder.glob("*.synced")):
+            with suppress(OSError):
+                shutil.rmtree(folder)
