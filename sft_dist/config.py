@@ -181,7 +181,7 @@ class Track(Section):
     """Labels to filter by."""
     notes: Text | None = None
     """A sentence about this run."""
-    limit_s: Count = 30
+    limit_s: Annotated[int, Field(ge=1, le=240)] = 30
     """Seconds that the end of a run waits, at most, for W&B to take the rest."""
     every: PositiveLength = "1 step"
     """How often a training row is written to metrics.jsonl."""

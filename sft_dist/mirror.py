@@ -7,7 +7,7 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -15,7 +15,7 @@ from typing import IO, Any
 from sft_dist.config import Track
 from sft_dist.errors import ConfigError, InfrastructureError, SftError
 from sft_dist.rundir import RunDir, read_json
-from sft_dist.session import FOLDER, Session, Steps, first_line, later
+from sft_dist.session import FOLDER, SYNC, Record, Session, Steps, first_line, later
 
 LOOK_S = 0.5
 
@@ -33,19 +33,35 @@ def check(track: Track, env: Mapping[str, str]) -> None:
         raise ConfigError(f"WANDB_DISABLED is set, but track.wandb = {track.wandb}; unset it, or write track.wandb: disabled")
 
 
+def found(paths: Sequence[Path]) -> list[RunDir]:
+    """The runs that are named, and those in the folders that are named. Raises ConfigError where there is none."""
+    runs: list[RunDir] = []
+    for path in paths:
+        places = [path] if (path / "config.yaml").is_file() else sorted(config.parent for config in path.glob("*/config.yaml"))
+        if not places:
+            raise ConfigError(f"{path} is neither the folder of a run nor one that holds any (no config.yaml)")
+        runs += map(RunDir, places)
+    return runs
+
+
 def sync(run: RunDir, limit_s: float, project: str | None = None, entity: str | None = None) -> str:
-    """Send the steps of a run that W&B does not have yet; what was sent, in a line. Raises InfrastructureError where W&B does not take them.
+    """Send the steps of a run that W&B does not have yet; what came of it, in words. Raises InfrastructureError where W&B does not take them.
 
     The newest step of a run that is not finished stays back: its evaluation may be yet to come, and W&B takes each step once.
     """
     os.umask(0o077)
-    with _alone(run, patience_s=0):
-        session = Session(run, "online", limit_s, project, entity)
+    with _alone(run, patience_s=0) as alone:
+        if not alone:
+            return "the run's own process is sending it"
         steps = Steps(run.metrics)
         rows = [*steps.new(), *(steps.rest() if read_json(run.outcome).get("outcome") == "done" else [])]
+        record = Record.of(run)
+        if not rows or rows[-1]["step"] <= record.online:
+            return f"nothing new in {len(rows)} steps  {record.url}".rstrip()
+        session = Session(run, "online", limit_s, project, entity)
         sent = sum(session.log(row) for row in rows)
         session.finish()
-    return f"{sent} of {len(rows)} steps sent, the others were there: {session.url}"
+    return f"{sent} of {len(rows)} steps sent  {session.url}"
 
 
 def main(arguments: list[str]) -> None:
@@ -60,7 +76,9 @@ def main(arguments: list[str]) -> None:
     os.dup2(2, 1)
     ending = Ending(limit_s)
     try:
-        with _alone(run, patience_s=limit_s):
+        with _alone(run, patience_s=limit_s) as alone:
+            if not alone:
+                raise InfrastructureError(f"W&B: another process is sending this run; {later(run)}")
             session = _open(run, mode, limit_s, screen)
             _follow(run, session, ending)
     except SftError as error:
@@ -97,7 +115,7 @@ def _open(run: RunDir, mode: str, limit_s: float, screen: IO[str]) -> Session:
     except InfrastructureError as error:
         if mode == "offline":
             raise
-        print(f"{error}; this attempt is mirrored offline, and `sft-dist sync {run.path}` sends it later", file=screen)
+        print(f"{error}; this attempt is mirrored offline, and `{SYNC} {run.path}` sends it later", file=screen)
         return Session(run, "offline", limit_s)
     if session.url:
         print(f"W&B: {session.url}", file=screen)
@@ -116,21 +134,23 @@ def _follow(run: RunDir, session: Session, ending: Ending) -> None:
 
 
 @contextmanager
-def _alone(run: RunDir, patience_s: float) -> Iterator[None]:
-    """One mirror of a run at a time; that of the attempt before may still be at its end."""
+def _alone(run: RunDir, patience_s: float) -> Iterator[bool]:
+    """One mirror of a run at a time: that of the attempt before may still be at its end. False if it is so for longer than patience_s."""
     folder = run.path / FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
     with (folder / ".lock").open("a") as file:
         end = time.monotonic() + patience_s
-        while True:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() > end:
-                    raise InfrastructureError(f"W&B: another process is sending {run.path}; {later(run)}") from None
+        while not (mine := _locked(file)) and time.monotonic() < end:
             time.sleep(LOOK_S)
-        yield
+        yield mine
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

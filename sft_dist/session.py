@@ -16,6 +16,7 @@ from sft_dist.rundir import RunDir, read_json, write_json
 
 INIT_S = 20
 """How long W&B may take to answer at the start."""
+SYNC = "sft-dist sync"
 FOLDER = "wandb"
 """In the run's folder; W&B's own library wants this name."""
 
@@ -56,7 +57,9 @@ class Record:
     id: str
     url: str = ""
     step: int = 0
-    """The last step that a mirror which ended well has handed over."""
+    """The last step that a mirror which ended well has handed over, online or offline."""
+    online: int = 0
+    """The last one that W&B's server has taken."""
     offline: list[str] = field(default_factory=list)
     """The folders of offline runs that are whole."""
 
@@ -79,7 +82,7 @@ class Session:
         os.environ["WANDB_ERROR_REPORTING"] = "false"  # else the library tells its makers of our exceptions, and waits for that
         import wandb
 
-        self.place, self.record = run, Record.of(run)
+        self.place, self.mode, self.record = run, mode, Record.of(run)
         self.record.write(run)
         if mode == "offline":
             _clear_halves(run, self.record)
@@ -87,7 +90,7 @@ class Session:
         track, known = config.track, redact.secrets(os.environ).values()
         about = {"environment": read_json(run.path / "env.json"), "plan": read_json(run.path / "plan.json")}
         settings = wandb.Settings(
-            mode=mode, init_timeout=min(INIT_S, 0.6 * limit_s), finish_timeout=limit_s, finish_timeout_raises=True, silent=True, console="off",
+            mode=mode, init_timeout=min(INIT_S, limit_s / 2), finish_timeout=limit_s, finish_timeout_raises=True, silent=True, console="off",
             disable_git=True, git_commit=about["environment"].get("commit"), save_code=False, disable_code=True,
             x_save_requirements=False, x_stats_pid=os.getppid(), x_transaction_log_flush_interval=1.0,
         )  # fmt: skip
@@ -135,14 +138,16 @@ class Session:
         except Exception as error:
             _let_go()
             raise InfrastructureError(f"W&B has not taken everything: {first_line(error)}; {later(self.place)}") from error
-        if self.run.settings.mode == "offline":
+        if self.mode == "offline":
             self.record.offline.append(Path(self.run.settings.sync_dir).name)
+        else:
+            self.record.online = self.last
         self.record.step = max(self.last, self.record.step)
         self.record.write(self.place)
 
 
 def later(run: RunDir) -> str:
-    return f"metrics.jsonl has every row, and `sft-dist sync {run.path}` sends them later"
+    return f"metrics.jsonl has every row, and `{SYNC} {run.path}` sends them later"
 
 
 def first_line(error: BaseException) -> str:

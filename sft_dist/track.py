@@ -26,7 +26,7 @@ from sft_dist.progress import Progress as RunProgress
 from sft_dist.redact import redact
 from sft_dist.rundir import STEP, RunDir, read_json, step_name, write_atomically, write_json, writing
 from sft_dist.schedule import due
-from sft_dist.session import FOLDER, later
+from sft_dist.session import FOLDER, SYNC, later
 from sft_dist.tally import Evidence
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -173,7 +173,8 @@ def mirrored(run: RunDir, track: Track, console: Console) -> Iterator[None]:
     if not process:
         yield
         return
-    voice = threading.Thread(target=_repeat, args=(process, console), name="mirror", daemon=True)
+    said: list[str] = []
+    voice = threading.Thread(target=_repeat, args=(process, console, said), name="mirror", daemon=True)
     voice.start()
     word = "failed"
     try:
@@ -181,7 +182,7 @@ def mirrored(run: RunDir, track: Track, console: Console) -> Iterator[None]:
         word = str(read_json(run.outcome).get("outcome"))
     finally:
         patience_s = track.limit_s if word == "done" else min(track.limit_s, URGENT_S)
-        if not _ended(process, word, patience_s):
+        if not _ended(process, word, patience_s) and not any(SYNC in sentence for sentence in said):
             say(console, f"W&B has not taken everything in {patience_s} s; {later(run)}")
         voice.join(1.0)
 
@@ -203,10 +204,12 @@ def _start_mirror(run: RunDir, track: Track, console: Console) -> "subprocess.Po
         return None
 
 
-def _repeat(process: "subprocess.Popen[str]", console: Console) -> None:
+def _repeat(process: "subprocess.Popen[str]", console: Console, said: list[str]) -> None:
     assert process.stdout
-    for line in process.stdout:
-        say(console, line.rstrip())
+    with process.stdout as sentences:
+        for sentence in sentences:
+            said.append(sentence.rstrip())
+            say(console, said[-1])
 
 
 def _ended(process: "subprocess.Popen[str]", word: str, patience_s: float) -> bool:

@@ -66,13 +66,25 @@ class Server:
 
     def _graphql(self, query: str, told: dict[str, Any]) -> dict[str, Any]:
         if "RunResumeStatus" in query:
-            return {"model": {"id": "p", "name": told["project"], "entity": {"id": "e", "name": "tester"}, "bucket": self._resumed(told["name"])}}
+            return {
+                "model": {
+                    "id": "p",
+                    "name": told["project"],
+                    "entity": {"id": "e", "name": "tester"},
+                    "bucket": self._resumed(told["name"]),
+                }
+            }
         if "UpsertBucket" in query:
             there = told["name"] in self.runs
-            self.runs[told["name"]] = told = {**self.runs.get(told["name"], {}), **{name: value for name, value in told.items() if value is not None}}
+            self.runs[told["name"]] = told = {
+                **self.runs.get(told["name"], {}),
+                **{name: value for name, value in told.items() if value is not None},
+            }
             project = {"id": "p", "name": told["project"], "entity": {"id": "e", "name": "tester"}}
             bucket = {"id": "b", "name": told["name"], "displayName": told.get("displayName"), "sweepName": None, "project": project}
-            return {"upsertBucket": {"bucket": {**bucket, "historyLineCount": len(self.history.get(told["name"], []))}, "inserted": not there}}
+            return {
+                "upsertBucket": {"bucket": {**bucket, "historyLineCount": len(self.history.get(told["name"], []))}, "inserted": not there}
+            }
         if "CreateRunFiles" in query:
             files = [{"name": name, "uploadUrl": f"http://127.0.0.1:{self.port}/storage/{name}"} for name in told["files"]]
             return {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}
