@@ -182,9 +182,10 @@ def mirrored(run: RunDir, track: Track, console: Console) -> Iterator[None]:
         word = str(read_json(run.outcome).get("outcome"))
     finally:
         patience_s = track.limit_s if word == "done" else min(track.limit_s, URGENT_S)
-        if not _ended(process, word, patience_s) and not any(SYNC in sentence for sentence in said):
-            say(console, f"W&B has not taken everything in {patience_s} s; {later(run)}")
+        trouble = _end_mirror(process, word, patience_s)
         voice.join(1.0)
+        if trouble and not any(SYNC in sentence for sentence in said):  # one warning is enough
+            say(console, f"W&B: {trouble}; {later(run)}")
 
 
 def _start_mirror(run: RunDir, track: Track, console: Console) -> "subprocess.Popen[str] | None":
@@ -212,15 +213,16 @@ def _repeat(process: "subprocess.Popen[str]", console: Console, said: list[str])
             say(console, said[-1])
 
 
-def _ended(process: "subprocess.Popen[str]", word: str, patience_s: float) -> bool:
-    """Tell the mirror how the training ended, and wait; whatever still runs then is killed."""
+def _end_mirror(process: "subprocess.Popen[str]", word: str, patience_s: float) -> str:
+    """Tell the mirror how the training ended, and wait; whatever still runs then is killed. What went wrong, or nothing."""
     assert process.stdin
     try:
         with suppress(OSError), process.stdin:
             process.stdin.write(f"{word}\n")
-        return process.wait(patience_s) == 0
+        code = process.wait(patience_s)
+        return f"the mirror ended with code {code}, see {FOLDER}/mirror.log" if code else ""
     except subprocess.TimeoutExpired:
-        return False
+        return f"not everything was taken in {patience_s} s"
     finally:
         process.kill()
         process.wait()

@@ -107,7 +107,9 @@ def test_paper_stands_on_the_standard_library_pydantic_and_yaml(path: Path) -> N
         assert library in allowed or (library == "numpy" and not at_top), f"{title(path)} imports {name}"
 
 
-@pytest.mark.parametrize(("library", "rooms"), [("accelerate", {"engine", "sharding"}), ("deepspeed", {"sharding"}), ("wandb", {"session"})])
+@pytest.mark.parametrize(
+    ("library", "rooms"), [("accelerate", {"engine", "sharding"}), ("deepspeed", {"sharding"}), ("wandb", {"session"})]
+)
 def test_a_library_has_its_room(library: str, rooms: set[str]) -> None:
     found = {room(path) for path in FILES for name, _, _ in imports(path) if name.split(".")[0] == library}
     assert found <= rooms

@@ -205,11 +205,13 @@ def test_offline_logs_of_several_attempts_hold_each_step_once_and_no_secret(tmp_
 @pytest.mark.dist
 def test_what_a_killed_mirror_has_left_half_written_is_written_anew(tmp_path: Path) -> None:
     run, config = a_run(tmp_path, steps=3, wandb="offline")
-    with track.mirrored(run, config.track, Console(file=io.StringIO())):
+    screen = io.StringIO()
+    with track.mirrored(run, config.track, Console(file=screen)):
         while not logs(run) or not any(entry["type"] == "history" for entry in log(logs(run)[0])):
             time.sleep(0.2)
         for process in processes_of(run):
             os.kill(process, 9)
+    assert screen.getvalue().startswith("W&B: the mirror ended with code -9, see wandb/mirror.log; metrics.jsonl has every row")
     [half] = logs(run)
     assert mirrored(run, config, [a_row(4)], finished=4)[0] == []
     assert not half.exists()
