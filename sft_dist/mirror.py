@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -53,8 +53,8 @@ def sync(run: RunDir, limit_s: float, project: str | None = None, entity: str | 
     with _alone(run, patience_s=0) as alone:
         if not alone:
             return "the run's own process is sending it"
-        steps = Steps(run.metrics)
-        rows = [*steps.new(), *(steps.rest() if read_json(run.outcome).get("outcome") == "done" else [])]
+        with closing(Steps(run.metrics)) as steps:
+            rows = [*steps.new(), *(steps.rest() if read_json(run.outcome).get("outcome") == "done" else [])]
         record = Record.of(run)
         if not rows or rows[-1]["step"] <= record.online:
             return f"nothing new in {len(rows)} steps  {record.url}".rstrip()

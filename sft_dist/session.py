@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sft_dist import parse, redact
 from sft_dist.errors import InfrastructureError
@@ -24,20 +24,20 @@ FOLDER = "wandb"
 class Steps:
     """The rows of a metrics file as they come, one a step: those of training and of evaluation are laid together."""
 
-    def __init__(self, file: Path) -> None:
-        self.file, self.place = file, 0
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file: IO[bytes] | None = None
+        self.part = b""
         self.open: dict[str, Any] = {}
 
     def new(self) -> Iterator[dict[str, Any]]:
         """The steps that are complete, as a later one has begun, since this was last asked."""
-        if not self.file.exists():
-            return
-        with self.file.open("rb") as file:
-            file.seek(self.place)
-            text = file.read()
-        whole = text[: text.rfind(b"\n") + 1]
-        self.place += len(whole)
-        for line in whole.splitlines():
+        if not self.file:
+            if not self.path.exists():
+                return
+            self.file = self.path.open("rb")  # kept: a resume puts another file in its place, which begins anew
+        *lines, self.part = (self.part + self.file.read()).split(b"\n")
+        for line in lines:
             row = json.loads(line)
             if self.open and row["step"] != self.open["step"]:
                 yield from self.rest()
@@ -48,6 +48,10 @@ class Steps:
         if self.open:
             row, self.open = self.open, {}
             yield row
+
+    def close(self) -> None:
+        if self.file:
+            self.file.close()
 
 
 @dataclass

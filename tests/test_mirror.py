@@ -121,8 +121,12 @@ def test_rows_of_one_step_are_laid_together_and_the_newest_waits_for_its_evaluat
     with run.metrics.open("a") as file:
         file.write('ss": null}\n')
     assert list(steps.new()) == [{"step": 2, "samples": 64, "epoch": 0.5, "train/loss": 0.5, "val/top1": 0.25}]
+    (tmp_path / "new").write_text(json.dumps(a_row(1)) + "\n")
+    (tmp_path / "new").replace(run.metrics)  # the next attempt has gone back to a checkpoint
+    assert list(steps.new()) == []
     assert list(steps.rest()) == [{"step": 3}]
     assert list(steps.rest()) == []
+    steps.close()
 
 
 def test_a_runs_id_is_kept_and_a_sweeps_id_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

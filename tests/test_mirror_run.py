@@ -14,6 +14,7 @@ from wandb_server import Server, serve
 
 pytestmark = pytest.mark.dist
 
+ROOT = Path(__file__).resolve().parent.parent
 STEPS = 30
 CONFIG = {
     "task": "classify",
@@ -79,24 +80,17 @@ def test_one_curve_goes_through_a_signal_a_death_and_two_resumes(config: Path, t
     assert server.exits[number_in_wandb][-1] == 0
 
 
-def test_a_run_of_a_sweep_has_its_own_folder_and_tells_the_sweep(config: Path, tmp_path: Path) -> None:
-    parameters = tmp_path / "parameters.yaml"
-    parameters.write_text("wandb_version: 1\noptim.lr:\n  value: 0.02\n")
-    sweep = {"WANDB_SWEEP_ID": "sweep1", "WANDB_RUN_ID": "abc12345", "WANDB_SWEEP_PARAM_PATH": str(parameters)}
-    command = [
-        sys.executable,
-        "-m",
-        "sft_dist",
-        "train",
-        str(config),
-        "--track.wandb=online",
-        "--train.duration=2 steps",
-        "--optim.lr=0.02",
-    ]
-    with serve() as server:
-        done = subprocess.run(command, env={**environment(server), **sweep}, capture_output=True, text=True, timeout=180)
-    assert done.returncode == 0, done.stderr
-    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["small-abc12345"]
-    assert server.steps("abc12345") == [1, 2]
-    assert server.runs["abc12345"]["sweep"] == "sweep1"
-    assert json.loads(server.runs["abc12345"]["config"])["optim.lr"]["value"] == 0.02
+def test_wandbs_own_agent_drives_a_sweep_of_runs_with_folders_of_their_own(config: Path, tmp_path: Path) -> None:
+    python = [sys.executable, "-m", "sft_dist", "train", str(config), "--track.wandb=online", "--train.duration=2 steps"]
+    runs = [{"id": "first111", "args": {"optim.lr": 0.01}}, {"id": "second22", "args": {"optim.lr": 0.02}}]
+    with serve(sweep=list(runs), command=[*python, "${args}"]) as server:
+        agent = [sys.executable, "-m", "wandb", "agent", "tester/pets/sweep1"]
+        place = {"cwd": tmp_path, "env": {**environment(server), "PYTHONPATH": str(ROOT)}}
+        done = subprocess.run(agent, **place, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["small-first111", "small-second22"]
+    for run in runs:
+        told = server.runs[run["id"]]
+        assert (told["sweep"], json.loads(told["config"])["optim.lr"]["value"]) == ("sweep1", run["args"]["optim.lr"])
+        assert server.steps(run["id"]) == [1, 2]
+        assert list((tmp_path / "runs" / f"small-{run['id']}" / "wandb").glob("run-*")), "the agent's WANDB_DIR was obeyed"

@@ -25,6 +25,10 @@ class Server:
     """The variables of the last UpsertBucket, by the run's id."""
     summary: dict[str, dict[str, Any]] = field(default_factory=dict)
     exits: dict[str, list[int]] = field(default_factory=dict)
+    sweep: list[dict[str, Any]] = field(default_factory=list)
+    """What is left of a sweep, for `wandb agent`: id and parameters of each run to come."""
+    command: list[str] = field(default_factory=list)
+    """What the agent starts."""
     raw: list[str] = field(default_factory=list)
     """The bodies of all requests."""
 
@@ -88,9 +92,28 @@ class Server:
         if "CreateRunFiles" in query:
             files = [{"name": name, "uploadUrl": f"http://127.0.0.1:{self.port}/storage/{name}"} for name in told["files"]]
             return {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}
+        if "SweepWithRuns" in query:
+            return {
+                "project": {"sweep": {"id": "s", "name": "sweep1", "config": json.dumps({"command": self.command}), "runs": {"edges": []}}}
+            }
+        if "CreateAgent" in query:
+            return {"createAgent": {"agent": {"id": "a"}}}
+        if "agentHeartbeat" in query:
+            return {"agentHeartbeat": {"agent": {"id": "a"}, "commands": json.dumps(self._commands(json.loads(told["runState"])))}}
         if "viewer" in query:
             return {"viewer": {"id": "v", "entity": "tester", "username": "tester", "flags": "{}", "teams": {"edges": []}}}
         return {}
+
+    def _commands(self, running: dict[str, bool]) -> list[dict[str, Any]]:
+        """One run after the other, then the end."""
+        if running:
+            return []
+        if not self.sweep:
+            return [{"type": "exit"}]
+        run = self.sweep.pop(0)
+        return [
+            {"type": "run", "run_id": run["id"], "program": "", "args": {name: {"value": value} for name, value in run["args"].items()}}
+        ]
 
     def _resumed(self, run: str) -> dict[str, Any] | None:
         if run not in self.runs:
@@ -104,8 +127,8 @@ class Server:
 
 
 @contextmanager
-def serve(failure: str = "") -> Iterator[Server]:
-    server = Server(failure)
+def serve(failure: str = "", **settings: Any) -> Iterator[Server]:
+    server = Server(failure, **settings)
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
