@@ -104,7 +104,7 @@ def sync(runs: tuple[Path, ...], project: str | None, entity: str | None, limit_
     for run in mirror.found(runs):
         try:
             click.echo(f"{run.path}  {mirror.sync(run, limit_s, project, entity)}")
-        except errors.InfrastructureError as error:
+        except errors.SftError as error:
             failed += [f"{run.path}: {problem}" for problem in error.problems]
     if failed:
         raise errors.InfrastructureError(failed)

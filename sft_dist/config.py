@@ -183,6 +183,8 @@ class Track(Section):
     """A sentence about this run."""
     limit_s: Annotated[int, Field(ge=1, le=240)] = 30
     """Seconds that the end of a run waits, at most, for W&B to take the rest."""
+    csv: StrictBool = False
+    """Also write metrics.csv, for spreadsheets, at the end of each attempt: the rows of metrics.jsonl."""
     every: PositiveLength = "1 step"
     """How often a training row is written to metrics.jsonl."""
 

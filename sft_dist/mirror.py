@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from sft_dist.config import Track
 from sft_dist.errors import ConfigError, InfrastructureError, SftError
-from sft_dist.rundir import RunDir, read_json
+from sft_dist.rundir import RunDir, read_json, writing
 from sft_dist.session import FOLDER, SYNC, Record, Session, Steps, first_line, later
 
 LOOK_S = 0.5
@@ -58,10 +58,10 @@ def sync(run: RunDir, limit_s: float, project: str | None = None, entity: str | 
         record = Record.of(run)
         if not rows or rows[-1]["step"] <= record.online:
             return f"nothing new in {len(rows)} steps  {record.url}".rstrip()
-        session = Session(run, "online", limit_s, project, entity)
+        session = Session(run, record, "online", limit_s, project=project, entity=entity)
         sent = sum(session.log(row) for row in rows)
         session.finish()
-    return f"{sent} of {len(rows)} steps sent  {session.url}"
+    return f"{sent} of {len(rows)} steps sent  {record.url}"
 
 
 def main(arguments: list[str]) -> None:
@@ -110,16 +110,16 @@ class Ending:
 
 def _open(run: RunDir, mode: str, limit_s: float, screen: IO[str]) -> Session:
     """Online if it was asked for and can be, else offline, which is said."""
-    try:
-        session = Session(run, mode, limit_s)
-    except InfrastructureError as error:
-        if mode == "offline":
-            raise
-        print(f"{error}; this attempt is mirrored offline, and `{SYNC} {run.path}` sends it later", file=screen)
-        return Session(run, "offline", limit_s)
-    if session.url:
-        print(f"W&B: {session.url}", file=screen)
-    return session
+    record, training = Record.of(run, os.environ), os.getppid()
+    if mode == "online":
+        try:
+            session = Session(run, record, mode, limit_s, training)
+        except InfrastructureError as error:
+            print(f"{error}; this attempt is mirrored offline, and `{SYNC} {run.path}` sends it later", file=screen)
+        else:
+            print(f"W&B: {record.url}", file=screen)
+            return session
+    return Session(run, record, "offline", limit_s, training)
 
 
 def _follow(run: RunDir, session: Session, ending: Ending) -> None:
@@ -137,8 +137,10 @@ def _follow(run: RunDir, session: Session, ending: Ending) -> None:
 def _alone(run: RunDir, patience_s: float) -> Iterator[bool]:
     """One mirror of a run at a time: that of the attempt before may still be at its end. False if it is so for longer than patience_s."""
     folder = run.path / FOLDER
-    folder.mkdir(mode=0o700, exist_ok=True)
-    with (folder / ".lock").open("a") as file:
+    with writing(folder):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        lock = (folder / ".lock").open("a")
+    with lock as file:
         end = time.monotonic() + patience_s
         while not (mine := _locked(file)) and time.monotonic() < end:
             time.sleep(LOOK_S)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from sft_dist import attempts, average, checkpoint, datasets, loading, optim, parse, rundir, signals, tally, track, transforms
+from sft_dist import attempts, average, beside, checkpoint, datasets, loading, optim, parse, rundir, signals, tally, track, transforms
 from sft_dist.checkpoint import About
 from sft_dist.config import Config
 from sft_dist.datasets import Splits
@@ -243,7 +243,7 @@ def _tracking(parts: Parts) -> Iterator[Parts]:
         yield parts
         return
     with (
-        track.mirrored(parts.folder, parts.config.track, parts.console),
+        beside.mirrored(parts.folder, parts.config.track, parts.console),
         closing(Tracker(parts.folder, parts.plan, parts.console)) as tracker,
     ):
         yield dataclasses.replace(parts, tracker=tracker)

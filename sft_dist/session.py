@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 from sft_dist import parse, redact
-from sft_dist.errors import InfrastructureError
+from sft_dist.errors import ConfigError, InfrastructureError
 from sft_dist.rundir import RunDir, read_json, write_json
 
 INIT_S = 20
@@ -38,7 +39,10 @@ class Steps:
             self.file = self.path.open("rb")  # kept: a resume puts another file in its place, which begins anew
         *lines, self.part = (self.part + self.file.read()).split(b"\n")
         for line in lines:
-            row = json.loads(line)
+            try:
+                row = json.loads(line)
+            except ValueError:
+                raise ConfigError(f"{self.path} holds a line that is not JSON; it was changed by hand or the disk is damaged") from None
             if self.open and row["step"] != self.open["step"]:
                 yield from self.rest()
             self.open |= {name: value for name, value in row.items() if name != "kind" and value is not None}
@@ -68,11 +72,11 @@ class Record:
     """The folders of offline runs that are whole."""
 
     @classmethod
-    def of(cls, run: RunDir) -> "Record":
-        """A new run's id is that of the W&B sweep which started it, else drawn; from then on it is kept."""
+    def of(cls, run: RunDir, env: Mapping[str, str] = MappingProxyType({})) -> "Record":
+        """A new run's id is WANDB_RUN_ID's, as a sweep's agent sets it, else drawn; from then on it is kept."""
         told = read_json(run.path / FOLDER / "mirror.json")
         known = {name: value for name, value in told.items() if name in cls.__dataclass_fields__}
-        return cls(**{"id": os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8], **known})
+        return cls(**{"id": env.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8], **known})
 
     def write(self, run: RunDir) -> None:
         write_json(run.path / FOLDER / "mirror.json", asdict(self))
@@ -81,35 +85,34 @@ class Record:
 class Session:
     """A run of ours, open in W&B: the same one after every resume, by its id. W&B's step is ours, so that a step can arrive only once."""
 
-    def __init__(self, run: RunDir, mode: str, limit_s: float, project: str | None = None, entity: str | None = None) -> None:
-        """Raises InfrastructureError where W&B does not answer, or refuses."""
+    def __init__(self, run: RunDir, record: Record, mode: str, limit_s: float, training: int | None = None, **place: str | None) -> None:
+        """Raises InfrastructureError where W&B does not answer, or refuses.
+
+        training: the process whose use of the machine is shown, while it runs. place: project and entity, instead of the config's.
+        """
         os.environ["WANDB_ERROR_REPORTING"] = "false"  # else the library tells its makers of our exceptions, and waits for that
         import wandb
 
-        self.place, self.mode, self.record = run, mode, Record.of(run)
-        self.record.write(run)
+        self.place, self.mode, self.record = run, mode, record
+        record.write(run)  # the id, before anybody hears it
         if mode == "offline":
-            _clear_halves(run, self.record)
-        config = parse.load(run.config)
-        track, known = config.track, redact.secrets(os.environ).values()
-        about = {"environment": read_json(run.path / "env.json"), "plan": read_json(run.path / "plan.json")}
+            _clear_halves(run, record)
+        environment = read_json(run.path / "env.json")
         settings = wandb.Settings(
             mode=mode, init_timeout=min(INIT_S, limit_s / 2), finish_timeout=limit_s, finish_timeout_raises=True, silent=True, console="off",
-            disable_git=True, git_commit=about["environment"].get("commit"), save_code=False, disable_code=True,
-            x_save_requirements=False, x_stats_pid=os.getppid(), x_transaction_log_flush_interval=1.0,
+            disable_git=True, git_commit=environment.get("commit"), save_code=False, disable_code=True, x_save_requirements=False,
+            x_disable_stats=training is None, x_stats_pid=training or os.getpid(), x_transaction_log_flush_interval=1.0,
         )  # fmt: skip
+        told = {**_about(run, environment), **{name: value for name, value in place.items() if value}}
         try:
-            self.run = wandb.init(
-                dir=run.path, id=self.record.id, resume="allow", project=project or track.project, entity=entity or track.entity,
-                name=config.run.name, group=track.group, job_type=track.job_type, tags=track.tags or None,
-                notes=redact.without(known, track.notes), config=redact.without(known, {**parse.flat(config), **about}),
-                allow_val_change=True, settings=settings,
-            )  # fmt: skip
+            self.run = wandb.init(dir=run.path, id=record.id, resume="allow", allow_val_change=True, settings=settings, **told)
         except Exception as error:
             _let_go()
             raise InfrastructureError(f"W&B is not reached: {first_line(error)}") from error
-        self.url = self.record.url = (self.run.url or "") if mode == "online" else self.record.url
-        self.last = self.run.starting_step - 1 if mode == "online" else self.record.step
+        self.last = record.step
+        if mode == "online":
+            self.last, record.url = self.run.starting_step - 1, self.run.url or ""
+            record.write(run)
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
 
@@ -148,6 +151,19 @@ class Session:
             self.record.online = self.last
         self.record.step = max(self.last, self.record.step)
         self.record.write(self.place)
+
+
+def _about(run: RunDir, environment: Mapping[str, Any]) -> dict[str, Any]:
+    """What W&B is told of a run, without secrets; the config by dotted keys, as a sweep names them."""
+    config = parse.load(run.config)
+    track = config.track
+    told = {
+        "name": config.run.name, "project": track.project, "entity": track.entity, "group": track.group, "job_type": track.job_type,
+        "tags": track.tags or None, "notes": track.notes,
+        "config": {**parse.flat(config), "environment": environment, "plan": read_json(run.path / "plan.json")},
+    }  # fmt: skip
+    clean: dict[str, Any] = redact.without(redact.secrets(os.environ).values(), told)
+    return clean
 
 
 def later(run: RunDir) -> str:

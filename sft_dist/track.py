@@ -6,10 +6,8 @@ import platform
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
@@ -17,21 +15,17 @@ from typing import IO, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sft_dist import signals, tally
-from sft_dist.config import Track
+from sft_dist import tally
 from sft_dist.datasets import Split
 from sft_dist.loop import StepResult
 from sft_dist.plan import Plan
 from sft_dist.progress import Progress as RunProgress
 from sft_dist.redact import redact
-from sft_dist.rundir import STEP, RunDir, read_json, step_name, write_atomically, write_json, writing
+from sft_dist.rundir import STEP, RunDir, step_name, write_atomically, write_json, writing
 from sft_dist.schedule import due
-from sft_dist.session import FOLDER, SYNC, later
 from sft_dist.tally import Evidence
 
 SECONDS_BETWEEN_LINES = 5.0
-URGENT_S = 5
-"""Seconds for the mirror where the end must not wait."""
 NOT_ON_SCREEN = ("val/top5", "val/precision_macro", "val/recall_macro")
 PACKAGES = ("sft-dist", "torch", "torchvision", "accelerate", "safetensors", "pydantic", "numpy")
 
@@ -162,70 +156,6 @@ def environment(device: str) -> dict[str, Any]:
         else "python",
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
     }
-
-
-@contextmanager
-def mirrored(run: RunDir, track: Track, console: Console) -> Iterator[None]:
-    """Let a process of its own show the metrics in Weights & Biases. It gets the processor time that the training leaves, and nothing waits
-    for it but the end: `track.limit_s` seconds at most, and a few where something is more urgent, a stop that was asked for or an error.
-    """
-    process = None if track.wandb == "disabled" else _start_mirror(run, track, console)
-    if not process:
-        yield
-        return
-    said: list[str] = []
-    voice = threading.Thread(target=_repeat, args=(process, console, said), name="mirror", daemon=True)
-    voice.start()
-    word = "failed"
-    try:
-        yield
-        word = str(read_json(run.outcome).get("outcome"))
-    finally:
-        patience_s = track.limit_s if word == "done" else min(track.limit_s, URGENT_S)
-        trouble = _end_mirror(process, word, patience_s)
-        voice.join(1.0)
-        if trouble and not any(SYNC in sentence for sentence in said):  # one warning is enough
-            say(console, f"W&B: {trouble}; {later(run)}")
-
-
-def _start_mirror(run: RunDir, track: Track, console: Console) -> "subprocess.Popen[str] | None":
-    """In a session of its own, so that no signal to the ranks reaches it; what it says besides sentences goes to mirror.log."""
-    command = [sys.executable, "-P", "-m", "sft_dist.mirror", str(run.path.absolute()), track.wandb, str(track.limit_s)]
-    paths = [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    try:
-        folder = run.path / FOLDER
-        folder.mkdir(mode=0o700, exist_ok=True)
-        with signals.held_back(), os.fdopen(os.open(folder / "mirror.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)) as log:
-            return subprocess.Popen(
-                command, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, text=True, start_new_session=True,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-            )  # fmt: skip
-    except OSError as error:
-        say(console, f"W&B: its process cannot be started ({error}); {later(run)}")
-        return None
-
-
-def _repeat(process: "subprocess.Popen[str]", console: Console, said: list[str]) -> None:
-    assert process.stdout
-    with process.stdout as sentences:
-        for sentence in sentences:
-            said.append(sentence.rstrip())
-            say(console, said[-1])
-
-
-def _end_mirror(process: "subprocess.Popen[str]", word: str, patience_s: float) -> str:
-    """Tell the mirror how the training ended, and wait; whatever still runs then is killed. What went wrong, or nothing."""
-    assert process.stdin
-    try:
-        with suppress(OSError), process.stdin:
-            process.stdin.write(f"{word}\n")
-        code = process.wait(patience_s)
-        return f"the mirror ended with code {code}, see {FOLDER}/mirror.log" if code else ""
-    except subprocess.TimeoutExpired:
-        return f"not everything was taken in {patience_s} s"
-    finally:
-        process.kill()
-        process.wait()
 
 
 def _version(package: str) -> str | None:

@@ -19,13 +19,13 @@ FLOORS = (
     "errors units redact config parse plan refuse schedule tally manifest rundir inventory scaling progress signals pulse attempts",
     "datasets session mirror preflight transforms archive weights blocks models optim tasks loading",
     "machine sharding engine",
-    "average checkpoint saver export evaluate loop track score run",
+    "average checkpoint saver export evaluate loop track beside score run",
     "guard ending cli train __main__",
 )
 ORDER = " ".join(FLOORS).split()
 PAPER = FLOORS[0].split()
 BANNED_NAMES = {"utils", "util", "common", "helpers", "base", "manager"}
-MAY_READ_ENVIRONMENT = {"ending", "cli", "train", "__main__", "machine", "engine", "sharding", "session", "track"}
+MAY_READ_ENVIRONMENT = {"ending", "cli", "train", "__main__", "machine", "engine", "sharding", "session", "mirror", "beside", "track"}
 
 TOO_LONG: dict[str, str] = {  # "file" or "file:function" -> why it is better longer
     "plan.py:make_plan": "one argument a line; cutting it apart would hide that every number of a plan is made here",

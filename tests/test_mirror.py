@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from given import a_config
 from rich.console import Console
 from wandb_server import KEY, Server, serve
 
-from sft_dist import mirror, parse, rundir, track
+from sft_dist import beside, mirror, parse, rundir
 from sft_dist.config import Config
 from sft_dist.errors import ConfigError
 from sft_dist.rundir import RunDir
@@ -68,7 +69,7 @@ def mirrored(run: RunDir, config: Config, rows: Iterable[dict[str, Any]] = (), f
     """Rows come while the mirror looks on; what it said, and the seconds that the training and its end took."""
     screen = io.StringIO()
     began = time.monotonic()
-    with track.mirrored(run, config.track, Console(file=screen)):
+    with beside.mirrored(run, config.track, Console(file=screen)):
         for row in rows:
             write(run, [row])
         if finished:
@@ -129,18 +130,22 @@ def test_rows_of_one_step_are_laid_together_and_the_newest_waits_for_its_evaluat
     steps.close()
 
 
-def test_a_runs_id_is_kept_and_a_sweeps_id_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runs_id_is_kept_and_an_agents_id_is_taken(tmp_path: Path) -> None:
     run, _ = a_run(tmp_path)
     (run.path / "wandb").mkdir()
-    monkeypatch.setenv("WANDB_RUN_ID", "sweep123")
-    first = Record.of(run)
+    first = Record.of(run, {"WANDB_RUN_ID": "sweep123"})
     first.write(run)
-    monkeypatch.setenv("WANDB_RUN_ID", "another1")
-    assert (first.id, Record.of(run).id) == ("sweep123", "sweep123")
-    monkeypatch.delenv("WANDB_RUN_ID")
+    assert (first.id, Record.of(run, {"WANDB_RUN_ID": "another1"}).id, Record.of(run).id) == ("sweep123", "sweep123", "sweep123")
     other, _ = a_run(tmp_path / "other")
     assert len(Record.of(other).id) == 8
     assert Record.of(other).id != Record.of(other).id  # drawn until it is written
+
+
+def test_a_damaged_metrics_file_is_named(tmp_path: Path) -> None:
+    run, _ = a_run(tmp_path)
+    run.metrics.write_text('{"step": 1, "kind": "train"}\n\0\0\n')
+    with closing(Steps(run.metrics)) as steps, pytest.raises(ConfigError, match=r"metrics.jsonl holds a line that is not JSON"):
+        list(steps.new())
 
 
 @pytest.mark.parametrize(
@@ -184,6 +189,22 @@ def test_a_run_that_is_not_tracked_starts_no_process(tmp_path: Path) -> None:
     assert not (run.path / "wandb").exists()
 
 
+def test_a_table_has_every_row_of_every_attempt(tmp_path: Path) -> None:
+    run, config = a_run(tmp_path, wandb="disabled", csv=True)
+    mirrored(run, config, [a_row(1)])
+    assert mirrored(run, config, finished=1)[0] == []
+    assert (run.path / "metrics.csv").read_text().splitlines() == [
+        "step,kind,samples,epoch,train/loss,val/top1", "1,train,32,0.25,1.0,", "1,eval,32,0.25,,0.75",
+    ]  # fmt: skip
+
+
+def test_a_table_that_cannot_be_written_is_told_and_the_run_goes_on(tmp_path: Path) -> None:
+    run, config = a_run(tmp_path, wandb="disabled", csv=True)
+    (run.path / "metrics.csv").mkdir()
+    [said], _, _ = mirrored(run, config, [a_row(1)])
+    assert said.startswith("metrics.csv is not written: cannot write ")
+
+
 @pytest.mark.dist
 def test_offline_logs_of_several_attempts_hold_each_step_once_and_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     canary = "canary0wandb0123456789abcdef"
@@ -210,7 +231,7 @@ def test_offline_logs_of_several_attempts_hold_each_step_once_and_no_secret(tmp_
 def test_what_a_killed_mirror_has_left_half_written_is_written_anew(tmp_path: Path) -> None:
     run, config = a_run(tmp_path, steps=3, wandb="offline")
     screen = io.StringIO()
-    with track.mirrored(run, config.track, Console(file=screen)):
+    with beside.mirrored(run, config.track, Console(file=screen)):
         while not logs(run) or not any(entry["type"] == "history" for entry in log(logs(run)[0])):
             time.sleep(0.2)
         for process in processes_of(run):

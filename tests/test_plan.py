@@ -148,7 +148,7 @@ def test_several_reasons_against_a_plan_are_told_together() -> None:
 FREE = {  # may differ when a run is resumed; every other key shapes the curve
     "batch.micro", "shard.strategy", "shard.offload", "shard.reshard_after_forward", "shard.hybrid", "device", "data.workers", "data.root", "data.download", "eval.where", "eval.micro", "eval.test",
     "save.every", "save.keep", "save.background", "save.on_error", "save.limit_s", "stop.patience", "stop.when", "track.wandb", "track.project", "track.entity",
-    "track.group", "track.job_type", "track.tags", "track.notes", "track.limit_s", "track.every",
+    "track.group", "track.job_type", "track.tags", "track.notes", "track.limit_s", "track.csv", "track.every",
     "watch.startup_s", "watch.step_s", "watch.evaluation_s", "watch.save_s", "run.dir", "run.name", "run.expect_world", "run.shared", "train.duration", "train.allow_emulated", "model.activation_checkpointing",
 }  # fmt: skip
 
