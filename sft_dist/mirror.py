@@ -2,20 +2,22 @@
 
 import fcntl
 import importlib.util
+import math
 import os
 import select
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from sft_dist.config import Track
 from sft_dist.errors import ConfigError, InfrastructureError, SftError
 from sft_dist.rundir import RunDir, read_json, writing
-from sft_dist.session import FOLDER, SYNC, Record, Session, Steps, first_line, later
+from sft_dist.session import FOLDER, SYNC, Record, Session, Steps, first_line, later, let_go
 
 LOOK_S = 0.5
 
@@ -76,15 +78,17 @@ def main(arguments: list[str]) -> None:
     os.dup2(2, 1)
     ending = Ending(limit_s)
     try:
-        with _alone(run, patience_s=limit_s) as alone:
-            if not alone:
-                raise InfrastructureError(f"W&B: another process is sending this run; {later(run)}")
-            session = _open(run, mode, limit_s, screen)
-            _follow(run, session, ending)
-    except SftError as error:
-        print(*error.problems, sep="; ", file=screen)
-    except Exception as error:  # whatever W&B's library raises
-        print(f"W&B: {first_line(error)}; {later(run)}", file=screen)
+        with _alone(run, patience_s=math.inf):
+            try:
+                _follow(run, _open(run, mode, limit_s, screen), ending)
+            except Exception:  # W&B's own process has died: of a signal to the whole tree, from which it cannot be kept, or of a bug
+                traceback.print_exc()
+                let_go()
+                _follow(run, _open(run, mode, limit_s), ending)
+    except Exception as error:  # ours, and whatever W&B's library raises
+        traceback.print_exc()
+        told = first_line(error) if isinstance(error, SftError) else f"W&B: {first_line(error)}"
+        _say(screen, told if SYNC in told else f"{told}; {later(run)}")
     os._exit(0)  # W&B's library has handlers that wait for the network at the end
 
 
@@ -108,16 +112,16 @@ class Ending:
         os._exit(1)
 
 
-def _open(run: RunDir, mode: str, limit_s: float, screen: IO[str]) -> Session:
+def _open(run: RunDir, mode: str, limit_s: float, screen: IO[str] | None = None) -> Session:
     """Online if it was asked for and can be, else offline, which is said."""
     record, training = Record.of(run, os.environ), os.getppid()
     if mode == "online":
         try:
             session = Session(run, record, mode, limit_s, training)
         except InfrastructureError as error:
-            print(f"{error}; this attempt is mirrored offline, and `{SYNC} {run.path}` sends it later", file=screen)
+            _say(screen, f"{error}; this attempt is mirrored offline, and `{SYNC} {run.path}` sends it later")
         else:
-            print(f"W&B: {record.url}", file=screen)
+            _say(screen, f"W&B: {record.url}")
             return session
     return Session(run, record, "offline", limit_s, training)
 
@@ -131,6 +135,13 @@ def _follow(run: RunDir, session: Session, ending: Ending) -> None:
     for row in steps.rest() if ending.word == "done" else ():
         session.log(row)
     session.finish(exit_code=int(ending.word in ("failed", "lost")))
+
+
+def _say(screen: IO[str] | None, sentence: str) -> None:
+    """None: it was said before."""
+    with suppress(OSError):  # nobody listens any more where the training was killed
+        if screen:
+            print(sentence, file=screen)
 
 
 @contextmanager

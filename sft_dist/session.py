@@ -107,7 +107,7 @@ class Session:
         try:
             self.run = wandb.init(dir=run.path, id=record.id, resume="allow", allow_val_change=True, settings=settings, **told)
         except Exception as error:
-            _let_go()
+            let_go()
             raise InfrastructureError(f"W&B is not reached: {first_line(error)}") from error
         self.last = record.step
         if mode == "online":
@@ -143,7 +143,7 @@ class Session:
         try:
             self.run.finish(exit_code)
         except Exception as error:
-            _let_go()
+            let_go()
             raise InfrastructureError(f"W&B has not taken everything: {first_line(error)}; {later(self.place)}") from error
         if self.mode == "offline":
             self.record.offline.append(Path(self.run.settings.sync_dir).name)
@@ -174,7 +174,7 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
 
 
-def _let_go() -> None:
+def let_go() -> None:
     """End W&B's own process after a failure: it would call the run's id "in use", or it has crashed and the next run would find it dead."""
     import wandb
 

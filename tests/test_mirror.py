@@ -3,11 +3,12 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -244,6 +245,23 @@ def test_what_a_killed_mirror_has_left_half_written_is_written_anew(tmp_path: Pa
 
 
 @pytest.mark.dist
+def test_only_one_process_sends_a_run_at_a_time(tmp_path: Path) -> None:
+    run, config = a_run(tmp_path, steps=2, wandb="offline")
+    screen = io.StringIO()
+    with ExitStack() as before, beside.mirrored(run, config.track, Console(file=screen)):
+        assert before.enter_context(mirror._alone(run, 0)), "this process is quicker than one that starts"
+        time.sleep(1.5)
+        assert not logs(run)
+        before.close()
+        while not logs(run):
+            time.sleep(0.1)
+        assert mirror.sync(run, 10) == "the run's own process is sending it"
+        end(run, 2)
+    assert screen.getvalue() == ""
+    assert list(offline_steps(run).values()) == [[1, 2]]
+
+
+@pytest.mark.dist
 def test_online_each_step_arrives_once_also_after_a_resume_from_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serve() as server:
         enter(monkeypatch, server)
@@ -265,6 +283,30 @@ def test_online_each_step_arrives_once_also_after_a_resume_from_before(tmp_path:
     assert about["commit"].startswith("c0ffee")
     assert json.loads(about["config"])["optim.lr"]["value"] == 0.001
     assert not any(KEY in body for body in server.raw)
+
+
+@pytest.mark.dist
+def test_what_a_scheduler_sends_to_the_whole_tree_and_an_error_do_not_keep_a_step_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve() as server:
+        enter(monkeypatch, server)
+        run, config = a_run(tmp_path, steps=3)
+        screen = io.StringIO()
+        with pytest.raises(ZeroDivisionError), beside.mirrored(run, config.track, Console(file=screen)):
+            assert wait_for(lambda: "W&B: http" in screen.getvalue())
+            tree = with_children(processes_of(run)[0])
+            assert len(tree) >= 2, "W&B's own process is one of them"
+            for process in tree:
+                os.kill(process, signal.SIGUSR1)
+                os.kill(process, signal.SIGTERM)
+            time.sleep(0.5)
+            write(run, [a_row(4)])
+            raise ZeroDivisionError
+    number = Record.of(run).id
+    assert server.steps(number) == [1, 2, 3]  # the fourth may be yet to be evaluated
+    assert server.exits[number] == [1]
+    assert len(screen.getvalue().splitlines()) == 1
 
 
 @pytest.mark.dist
@@ -326,8 +368,17 @@ def enter(monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
         monkeypatch.setenv(name, value)
 
 
+def wait_for(there: Callable[[], object], limit_s: float = 60) -> object:
+    end = time.monotonic() + limit_s
+    while not (found := there()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return found
+
+
+def with_children(process: int) -> list[int]:
+    below = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return [process, *(deeper for child in below for deeper in with_children(int(child)))]
+
+
 def no_process_is_left(run: RunDir) -> bool:
-    end = time.monotonic() + 5
-    while processes_of(run) and time.monotonic() < end:
-        time.sleep(0.1)
-    return not processes_of(run)
+    return bool(wait_for(lambda: not processes_of(run), 5))
