@@ -27,7 +27,7 @@ from sft_dist.tally import Evidence
 
 SECONDS_BETWEEN_LINES = 5.0
 NOT_ON_SCREEN = ("val/top5", "val/precision_macro", "val/recall_macro")
-PACKAGES = ("sft-dist", "torch", "torchvision", "accelerate", "safetensors", "pydantic", "numpy")
+PACKAGES = ("sft-dist", "torch", "torchvision", "accelerate", "safetensors", "pydantic", "numpy", "wandb")
 
 
 class Tracker:
