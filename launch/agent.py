@@ -43,13 +43,14 @@ def main(arguments: Sequence[str]) -> int:
         nodes.refuse_inside_a_rank(os.environ)
         index = nodes.index_of(os.environ, told.nodes, told.node)
         place = Place(index, told.nodes, told.procs, told.head, told.port, told.attempt)
-        config = parse.load(told.config, told.overrides)
+        overrides = parse.named(told.config, told.overrides, os.environ)
+        config = parse.load(told.config, overrides)
         if not place.attempt.is_dir():
             _refuse_with_all(place, told.patience)
         with writing(place.folder):
             place.folder.mkdir(exist_ok=True)
         limits, run = Limits.of(config), RunDir.of(config)
-        return _run(place, limits, run, [str(told.config), *told.overrides], told.patience)
+        return _run(place, limits, run, [str(told.config), *overrides], told.patience)
     except SftError as error:
         _say("\n".join(["sft-launch: cannot start this node", *(f"  - {problem}" for problem in error.problems)]))
         return error.exit_code

@@ -40,8 +40,9 @@ cli.add_command(ssh)
 def run(config: Path, overrides: tuple[str, ...], procs: int | None, nodes: int, simulate: bool, dry_run: bool) -> None:
     """Run CONFIG on this machine, or go on with it."""
     from launch import local, plans
-    from sft_dist import rundir
+    from sft_dist import parse, rundir
 
+    overrides = parse.named(config, overrides, os.environ)
     if nodes > 1 and not simulate:
         raise ConfigError(f"--nodes {nodes} on one machine needs --simulate; on several machines use slurm/finetune.sh")
     settings, size = local.checked(config, overrides, os.environ, procs and procs * nodes)
@@ -71,8 +72,9 @@ def begin(config: Path, overrides: tuple[str, ...], nodes: int, procs: int, laun
     For scripts that start the agents themselves: slurm/finetune.sh.
     """
     from launch import local, plans, software, whose
-    from sft_dist import rundir
+    from sft_dist import parse, rundir
 
+    overrides = parse.named(config, overrides, os.environ)
     settings, _ = local.checked(config, overrides, os.environ, nodes * procs)
     if done := rundir.finished(settings):
         click.echo("\n".join(["this run is finished; a longer train.duration goes on from its end", *rundir.summary(done)]), err=True)

@@ -10,7 +10,7 @@ from launch.nodes import without_leaks
 from launch.software import REPOSITORY
 from sft_dist.config import Config
 from sft_dist.errors import ConfigError
-from sft_dist.refuse import SECRET
+from sft_dist.redact import SECRET_NAME
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def describe(launch: Launch, env: Mapping[str, str]) -> list[str]:
     return [
         f"# {launch.world} rank(s) on {launch.nodes} node(s), attempt folder {launch.attempt}",
         *(f"unset {name}" for name in gone),
-        *(f"export {name}={shlex.quote('...' if SECRET.search(name) else value)}" for name, value in sorted(fresh.items())),
+        *(f"export {name}={shlex.quote('...' if SECRET_NAME.search(name) else value)}" for name, value in sorted(fresh.items())),
         *(shlex.join(agent(launch, node)) + (" &" if launch.nodes > 1 else "") for node in nodes),
         "# the same ranks, without the agent's watchdog, failure screen and exit codes:",
         *(f"# {line}" for line in by_hand(launch)),

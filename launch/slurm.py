@@ -13,7 +13,7 @@ from launch.snapshot import ARRAY, CONFIG, CONFIGS, SCRIPT
 from launch.words import plain
 from sft_dist.config import Config
 from sft_dist.errors import ConfigError
-from sft_dist.refuse import SECRET
+from sft_dist.redact import SECRET_NAME
 
 OF_SLURM = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_EXIT_ERROR", "SLURM_UMASK", "SLURM_TIME_FORMAT")
 
@@ -146,7 +146,7 @@ def describe(job: Submission, env: Mapping[str, str], files: Mapping[str, bytes]
         "# what the script asks for where the command below says nothing:",
         *(f"#   {line.removeprefix('#SBATCH ')}" for line in defaults),
         *(f"unset {name}" for name in sorted(set(env) - set(wanted))),
-        *(f"export {name}={shlex.quote('...' if SECRET.search(name) else value)}" for name, value in sorted(fresh.items())),
+        *(f"export {name}={shlex.quote('...' if SECRET_NAME.search(name) else value)}" for name, value in sorted(fresh.items())),
         "# first, whether Slurm would take it:",
         shlex.join(argv(job, test_only=True)),
         "# then:",

@@ -20,7 +20,7 @@ from launch.software import REPOSITORY
 from sft_dist import attempts, rundir
 from sft_dist.attempts import Failure
 from sft_dist.errors import ConfigError, MachineError
-from sft_dist.refuse import SECRET
+from sft_dist.redact import SECRET_NAME
 from sft_dist.rundir import RunDir
 
 SCRIPT = str(REPOSITORY / "launch" / "remote.py")
@@ -110,7 +110,7 @@ def describe(launch: Launch, way: Way, env: Mapping[str, str]) -> list[str]:
 
 
 def _shown(name: str, value: str) -> str:
-    return "..." if SECRET.search(name) or re.search(r"://[^/\s]*@", value) else value
+    return "..." if SECRET_NAME.search(name) or re.search(r"://[^/\s]*@", value) else value
 
 
 def start(launch: Launch, way: Way, env: Mapping[str, str]) -> int:

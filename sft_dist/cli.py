@@ -36,7 +36,7 @@ def train(pulse: Pulse, config: Path, overrides: tuple[str, ...]) -> None:
     from sft_dist import parse, plan, preflight, rundir
 
     guard.start(pulse, int(os.environ.get("RANK", "0")))
-    settings = parse.load(config, overrides)
+    settings = parse.load(config, parse.named(config, overrides, os.environ))
     world = plan.World.from_env(os.environ)
     preflight.check(settings, world, os.environ)
     if done := rundir.finished(settings):
@@ -120,6 +120,25 @@ def compare_command(runs: tuple[str, ...], baseline: tuple[str, ...], out: Path,
     from sft_dist.verdicts import Choice
 
     sys.exit(compare(runs, baseline, out, Choice(**choice)))
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
+@click.option("--project", help="W&B project; by default each run's track.project.")
+@click.option("--entity", help="W&B user or team; by default each run's track.entity.")
+@click.option("--limit", "limit_s", type=click.IntRange(10), default=600, show_default=True, help="Seconds that a run may take.")
+def sync(runs: tuple[Path, ...], project: str | None, entity: str | None, limit_s: int) -> None:
+    """Send to W&B what it does not have yet of each RUN, or of all runs in a folder; also of runs that were never tracked there."""
+    from sft_dist import errors, mirror
+
+    failed = []
+    for run in mirror.found(runs):
+        try:
+            click.echo(f"{run.path}  {mirror.sync(run, limit_s, project, entity)}")
+        except errors.SftError as error:
+            failed += [f"{run.path}: {problem}" for problem in error.problems]
+    if failed:
+        raise errors.InfrastructureError(failed)
 
 
 @cli.group()

@@ -168,9 +168,23 @@ class Stop(Section):
 
 class Track(Section):
     wandb: Literal["online", "offline", "disabled"] = "disabled"
-    """Weights & Biases. Not built yet."""
+    """Weights & Biases: `online` sends every row as it comes, and turns into `offline` where there is no key or no answer; `offline` writes what `wandb sync` and `sft-dist sync` send later."""
     project: Text | None = None
-    """Weights & Biases project."""
+    """Weights & Biases project; null leaves it to WANDB_PROJECT, else W&B calls it uncategorized."""
+    entity: Text | None = None
+    """User or team that the project belongs to; null leaves it to WANDB_ENTITY, else to the key's own default."""
+    group: Text | None = None
+    """Group that W&B shows this run in, like the name of an experiment with several seeds."""
+    job_type: Text | None = None
+    """What kind of run this is within its group."""
+    tags: tuple[Text, ...] = ()
+    """Labels to filter by."""
+    notes: Text | None = None
+    """A sentence about this run."""
+    limit_s: Annotated[int, Field(ge=1, le=240)] = 30
+    """Seconds that the end of a run waits, at most, for W&B to take the rest."""
+    csv: StrictBool = False
+    """Also write metrics.csv, for spreadsheets, at the end of each attempt: the rows of metrics.jsonl."""
     every: PositiveLength = "1 step"
     """How often a training row is written to metrics.jsonl."""
 

@@ -30,6 +30,16 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     return config
 
 
+def named(path: Path, overrides: Sequence[str], env: Mapping[str, str]) -> tuple[str, ...]:
+    """The overrides, and in a W&B sweep a name of its own for each run, unless they give one: the sweep's runs must not share a folder."""
+    given = any(override.removeprefix("--").startswith("run.name=") for override in overrides)
+    if given or not ("WANDB_SWEEP_ID" in env and env.get("WANDB_RUN_ID")):
+        return tuple(overrides)
+    run = read_yaml(path).get("run")
+    name = run.get("name") if isinstance(run, dict) else None
+    return (*overrides, f"run.name={name or path.stem}-{env['WANDB_RUN_ID']}")
+
+
 def from_tree(tree: Mapping[str, Any], default_name: str = "run") -> Config:
     """The config that a nested mapping describes; `run.name` is `default_name` where none is given."""
     run = tree.get("run") or {}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from sft_dist import datasets, refuse, rundir
+from sft_dist import datasets, mirror, refuse, rundir
 from sft_dist.config import Config
 from sft_dist.errors import ConfigError, MachineError, SftError
 from sft_dist.plan import World
@@ -15,6 +15,7 @@ def check(config: Config, world: World, env: Mapping[str, str]) -> None:
         lambda: refuse.check(config, world, env, fresh),
         lambda: datasets.check(config.data),
         lambda: rundir.check(config),
+        lambda: mirror.check(config.track, env),
     ]
     found: list[SftError] = []
     for each in checks:

@@ -8,6 +8,7 @@ from sft_dist.config import Config
 from sft_dist.errors import ConfigError, MachineError
 from sft_dist.parse import flat
 from sft_dist.plan import World
+from sft_dist.redact import secrets
 from sft_dist.units import Target
 
 SCORES = {"classify": ("val/loss", "val/top1", "val/top5", "val/precision_macro", "val/recall_macro", "val/f1_macro")}
@@ -16,11 +17,9 @@ NOT_BUILT = {
     "task": ("detect", "segment", "text"),
     "data.name": ("voc", "coco", "masks", "csv"),
     "data.bad": ("skip",),
-    "track.wandb": ("online", "offline"),
 }
 
 WITHOUT_BATCH_NORM = ("vit", "convnext", "swin")  # beginnings of names; these normalise each sample by itself
-SECRET = re.compile(r"(?i)(?:^|_)(?:(?:api|access)?_?key|token|secret|password|passwd)$")
 SLOW_FP16 = "precision = fp16 is for GPUs: on CPU torch computes it 7 to 27 times slower than fp32; use fp32, or train.allow_emulated: true"
 ON = ("1", "true", "t", "yes", "y", "on")  # what Accelerate takes for true
 OFF = ("0", "false", "f", "no", "n", "off")
@@ -124,11 +123,10 @@ def _weights(config: Config) -> list[str]:
 
 def _secrets(config: Config, env: Mapping[str, str]) -> list[str]:
     """What sounds like a secret in the environment must not stand in the config, which is written into the run's folder."""
-    secrets = {name: value for name, value in env.items() if SECRET.search(name) and len(value) >= 8}
     return [
         f"{key} holds the value of the environment variable {name}; config.yaml would keep that; leave it out"
         for key, written in flat(config).items()
-        for name, value in secrets.items()
+        for name, value in secrets(env).items()
         if isinstance(written, str) and value in written
     ]
 

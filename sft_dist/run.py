@@ -3,18 +3,19 @@
 import dataclasses
 import socket
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 
 from rich.console import Console
 
-from sft_dist import attempts, average, checkpoint, datasets, loading, locks, optim, parse, rundir, signals, tally, track, transforms
+from sft_dist import attempts, average, beside, checkpoint, datasets, loading, optim, parse, rundir, signals, tally, track, transforms
 from sft_dist.checkpoint import About
 from sft_dist.config import Config
 from sft_dist.datasets import Splits
 from sft_dist.engine import Engine
 from sft_dist.errors import ConfigError, DivergedError, MachineError
 from sft_dist.evaluate import evaluate
+from sft_dist.locks import LEASE_S, hold
 from sft_dist.loop import StepResult, train
 from sft_dist.plan import Plan, World, describe, loading_processes, make_plan
 from sft_dist.progress import Progress, reason_to_end
@@ -218,7 +219,7 @@ def _folder(config: Config, plan: Plan, engine: Engine) -> Iterator[tuple[RunDir
 def _open_folder(config: Config, plan: Plan, engine: Engine, stack: ExitStack) -> tuple[RunDir, int]:
     rundir.check(config)
     folder = rundir.create(config)
-    stack.enter_context(locks.hold(folder, locks.LEASE_S))
+    stack.enter_context(hold(folder, LEASE_S))
     if (made := folder.saved_step) > plan.total_steps:
         raise ConfigError(
             f"train.duration = {config.train.duration} is {plan.total_steps} steps, but {folder.path} has made {made}; ask for more"
@@ -239,8 +240,8 @@ def _tracking(parts: Parts) -> Iterator[Parts]:
     if not parts.engine.is_main:
         yield parts
         return
-    tracker = Tracker(parts.folder, parts.plan, parts.console)
-    try:
+    with (
+        beside.mirrored(parts.folder, parts.config.track, parts.console),
+        closing(Tracker(parts.folder, parts.plan, parts.console)) as tracker,
+    ):
         yield dataclasses.replace(parts, tracker=tracker)
-    finally:
-        tracker.close()

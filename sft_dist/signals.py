@@ -39,6 +39,16 @@ def watch() -> Iterator[StopRequest]:
             signal.signal(number, signal.SIG_IGN if request.made and number != signal.SIGINT else handler)
 
 
+@contextmanager
+def held_back() -> Iterator[None]:
+    """What is started meanwhile never hears of them, from its first instant on."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def ignore() -> None:
     """For loading processes: a scheduler may signal the whole tree, and the save still needs its data workers."""
     for number in STOPPING:

@@ -3,13 +3,11 @@
 import json
 import os
 import platform
-import re
 import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,15 +19,14 @@ from sft_dist.datasets import Split
 from sft_dist.loop import StepResult
 from sft_dist.plan import Plan
 from sft_dist.progress import Progress as RunProgress
+from sft_dist.redact import redact
 from sft_dist.rundir import STEP, RunDir, step_name, write_atomically, write_json, writing
 from sft_dist.schedule import due
 from sft_dist.tally import Evidence
-from sft_dist.units import SECRET_IN_URL
 
 SECONDS_BETWEEN_LINES = 5.0
 NOT_ON_SCREEN = ("val/top5", "val/precision_macro", "val/recall_macro")
-SECRET_FLAG = re.compile(r"(?i)--?[\w.-]*(?:key|token|secret|password)[\w.-]*")
-PACKAGES = ("sft-dist", "torch", "torchvision", "accelerate", "safetensors", "pydantic", "numpy")
+PACKAGES = ("sft-dist", "torch", "torchvision", "accelerate", "safetensors", "pydantic", "numpy", "wandb")
 
 
 class Tracker:
@@ -169,17 +166,6 @@ def environment(device: str) -> dict[str, Any]:
         else "python",
         "slurm_job": os.environ.get("SLURM_JOB_ID"),
     }
-
-
-def redact(arguments: Sequence[str]) -> list[str]:
-    """A command line without the values of what sounds like a secret: `key=value`, `--key value`, and what stands in a URL."""
-    flags = [bool(SECRET_FLAG.fullmatch(before)) and not argument.startswith("-") for before, argument in pairwise(["", *arguments])]
-    return ["(redacted)" if secret else _redact(argument) for secret, argument in zip(flags, arguments, strict=True)]
-
-
-def _redact(argument: str) -> str:
-    argument = re.sub(r"(?is)^([^=:]*(?:key|token|secret|password)[^=:]*)=.+", r"\1=(redacted)", argument)
-    return SECRET_IN_URL.sub(lambda found: f"{found[1] or ''}(redacted)", argument)
 
 
 def _version(package: str) -> str | None:

@@ -16,17 +16,17 @@ PACKAGE = ROOT / "sft_dist"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = (
-    "errors units config parse plan refuse schedule tally manifest rundir locks revision inventory scaling progress signals pulse attempts notice "
-    "records reading curves groups selection listing",
-    "datasets preflight transforms archive weights blocks models optim tasks loading",
+    "errors units redact config parse plan refuse schedule tally manifest rundir locks revision inventory scaling progress signals pulse "
+    "attempts notice records reading curves groups selection listing",
+    "datasets session mirror preflight transforms archive weights blocks models optim tasks loading",
     "machine sharding engine",
-    "average checkpoint saver export evaluate loop track pictures noise pairing standings verdicts pages compare score run",
+    "average checkpoint saver export evaluate loop track beside pictures noise pairing standings verdicts pages compare score run",
     "guard ending cli train __main__",
 )
 ORDER = " ".join(FLOORS).split()
 PAPER = FLOORS[0].split()
 BANNED_NAMES = {"utils", "util", "common", "helpers", "base", "manager"}
-MAY_READ_ENVIRONMENT = {"ending", "cli", "train", "__main__", "machine", "engine", "sharding", "track"}
+MAY_READ_ENVIRONMENT = {"ending", "cli", "train", "__main__", "machine", "engine", "sharding", "session", "mirror", "beside", "track"}
 
 TOO_LONG: dict[str, str] = {  # "file" or "file:function" -> why it is better longer
     "plan.py:make_plan": "one argument a line; cutting it apart would hide that every number of a plan is made here",
@@ -108,7 +108,9 @@ def test_paper_stands_on_the_standard_library_pydantic_and_yaml(path: Path) -> N
         assert library in allowed or (library == "numpy" and not at_top), f"{title(path)} imports {name}"
 
 
-@pytest.mark.parametrize(("library", "rooms"), [("accelerate", {"engine", "sharding"}), ("deepspeed", {"sharding"}), ("wandb", {"track"})])
+@pytest.mark.parametrize(
+    ("library", "rooms"), [("accelerate", {"engine", "sharding"}), ("deepspeed", {"sharding"}), ("wandb", {"session"})]
+)
 def test_a_library_has_its_room(library: str, rooms: set[str]) -> None:
     found = {room(path) for path in FILES for name, _, _ in imports(path) if name.split(".")[0] == library}
     assert found <= rooms
@@ -203,7 +205,7 @@ main({arguments!r})
 
 
 def test_paper_and_data_sets_can_be_imported_without_torch() -> None:
-    names = [f"sft_dist.{name}" for name in (*PAPER, "datasets", "preflight", "cli")]
+    names = [f"sft_dist.{name}" for name in (*PAPER, "datasets", "session", "mirror", "preflight", "cli")]
     program = f"import importlib, sys\nfor name in {names!r}: importlib.import_module(name)\nprint('torch' in sys.modules, 'numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.split() == ["False", "False"]

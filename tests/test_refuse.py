@@ -66,7 +66,6 @@ def test_the_values_that_are_not_built_yet_are_these() -> None:
         "task": ("detect", "segment", "text"),
         "data.name": ("voc", "coco", "masks", "csv"),
         "data.bad": ("skip",),
-        "track.wandb": ("online", "offline"),
     }
 
 

@@ -62,6 +62,7 @@ BELOW = {  # of sft_dist; the paper floor, and what is as light
     *[
         "errors",
         "units",
+        "redact",
         "config",
         "parse",
         "plan",

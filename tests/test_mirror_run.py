@@ -1,0 +1,96 @@
+"""A whole run beside W&B: a server that hangs changes no number, and one curve goes through a signal, a death and two resumes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from ranks import Job, largest_difference, output, rows, run_ranks, wait_for_step
+from wandb_server import Server, serve
+
+pytestmark = pytest.mark.dist
+
+ROOT = Path(__file__).resolve().parent.parent
+STEPS = 30
+CONFIG = {
+    "task": "classify",
+    "data": {"name": "digits", "size": 32, "flip": 0, "per_class": 20, "workers": 0},
+    "model": {"name": "mobilenet_v3_small", "weights": "none", "train": "all", "norm": "train", "dropout": "none"},
+    "batch": {"total": 12, "micro": 6},
+    "train": {"duration": f"{STEPS} steps"},
+    "eval": {"every": "5 steps", "micro": 60},
+    "save": {"every": "4 steps"},
+    "device": "cpu",
+    "track": {"project": "pets", "limit_s": 10},
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps({**CONFIG, "run": {"dir": str(tmp_path / "runs"), "name": "small"}}))
+    return path
+
+
+def environment(server: Server) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    return {**kept, **server.environment(), "OMP_NUM_THREADS": "1"}
+
+
+def test_a_server_that_hangs_changes_no_number_of_a_run_on_two_ranks(config: Path, tmp_path: Path) -> None:
+    kinds = ("disabled", "online")
+    jobs = [Job(str(config), (f"run.name={kind}", f"track.wandb={kind}", "train.duration=6 steps")) for kind in kinds]
+    with serve("hangs") as server:
+        codes = run_ranks(2, jobs, tmp_path / "log", **server.environment())
+    said = output(tmp_path / "log", 2)
+    assert codes == [0, 0], said
+    plain, tracked = (tmp_path / "runs" / kind for kind in kinds)
+    assert largest_difference(rows(plain), rows(tracked)) == 0.0
+    assert said.count("sft-dist sync") == 1, said
+    assert "/graphql" in server.requests
+
+
+def test_one_curve_goes_through_a_signal_a_death_and_two_resumes(config: Path, tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "small"
+    command = [sys.executable, "-m", "sft_dist", "train", str(config), "track.wandb=online"]
+
+    def start() -> "subprocess.Popen[str]":
+        return subprocess.Popen(command, env=environment(server), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    with serve() as server:
+        for number, step in ((signal.SIGUSR1, 6), (signal.SIGKILL, 15)):
+            training = start()
+            wait_for_step(run, step)
+            os.kill(training.pid, number)
+            asked = time.monotonic()
+            said, _ = training.communicate(timeout=120)  # to the end of the pipe, which the mirror must not hold open
+            assert training.returncode == (0 if number == signal.SIGUSR1 else -9), said
+            assert number == signal.SIGUSR1 or time.monotonic() - asked < 3, "the pipe outlived the training"
+        said, _ = start().communicate(timeout=180)
+    assert "resumed at step" in said and "done" in said
+    [number_in_wandb] = server.runs
+    assert server.steps(number_in_wandb) == list(range(1, STEPS + 1)), said
+    truth = {step: row for (step, kind), row in rows(run).items() if kind == "eval"}
+    sent = {row["step"]: row for row in server.history[number_in_wandb]}
+    assert {step: sent[step]["val/loss"] for step in truth} == {step: row["val/loss"] for step, row in truth.items()}
+    assert server.exits[number_in_wandb][-1] == 0
+
+
+def test_wandbs_own_agent_drives_a_sweep_of_runs_with_folders_of_their_own(config: Path, tmp_path: Path) -> None:
+    python = [sys.executable, "-m", "sft_dist", "train", str(config), "--track.wandb=online", "--train.duration=2 steps"]
+    runs = [{"id": "first111", "args": {"optim.lr": 0.01}}, {"id": "second22", "args": {"optim.lr": 0.02}}]
+    with serve(sweep=list(runs), command=[*python, "${args}"]) as server:
+        agent = [sys.executable, "-m", "wandb", "agent", "tester/pets/sweep1"]
+        place = {"cwd": tmp_path, "env": {**environment(server), "PYTHONPATH": str(ROOT)}}
+        done = subprocess.run(agent, **place, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["small-first111", "small-second22"]
+    for run in runs:
+        told = server.runs[run["id"]]
+        assert (told["sweep"], json.loads(told["config"])["optim.lr"]["value"]) == ("sweep1", run["args"]["optim.lr"])
+        assert server.steps(run["id"]) == [1, 2]
+        assert list((tmp_path / "runs" / f"small-{run['id']}" / "wandb").glob("run-*")), "the agent's WANDB_DIR was obeyed"
