@@ -246,12 +246,14 @@ def test_a_dry_run_shows_a_command_a_node_with_what_the_config_says(tmp_path: Pa
     assert all(f"--folder {tmp_path}/r --procs 2 --workers 3" in line for line in lines)
 
 
+QUICK = "doctor_node.CACHED_S = 1.0"  # no cache of a network file system needs the ten seconds here
 STOPS = "os.kill(os.getpid(), signal.SIGSTOP)"
 FAULTS = {  # what a node's process does before it is examined, so that it hangs at a known place: in the kernel's hands, or asleep
     "stops looking": f"examine.look = lambda *_: {STOPS}",
     "sleeps looking": "examine.look = lambda *_: time.sleep(1000)",
-    "is odd": "socket.gethostname = lambda: 'nowhere.invalid'; time.time_ns = lambda now=time.time_ns: now() + 5 * 10**9",
-    "adds wrongly": "distributed.all_reduce = lambda tensor: tensor.mul_(3)",
+    "is odd": f"{QUICK}; socket.gethostname = lambda: 'nowhere.invalid'; time.time_ns = lambda now=time.time_ns: now() + 5 * 10**9",
+    "adds wrongly": f"{QUICK}; distributed.all_reduce = lambda tensor: tensor.mul_(3)",
+    "": QUICK,
     "stops reducing": f"distributed.all_reduce = lambda *_, **__: {STOPS}",
 }
 EXAMINED = "import os, signal, socket, sys, time; from torch import distributed; from launch import doctor_node, examine; {}; sys.exit(doctor_node.main())"
@@ -267,8 +269,7 @@ def begun(
     for index, code in enumerate(codes):
         folder = folders[index] if folders else tmp_path / "runs"
         place = ["--nodes", str(nodes), "--node", str(index), "--port", port, "--folder", str(folder)]
-        fault = faults[index] if faults else ""
-        module = ["-c", EXAMINED.format(FAULTS[fault])] if fault else ["-m", "launch.doctor_node"]
+        module = ["-c", EXAMINED.format(FAULTS[faults[index]])] if faults else ["-m", "launch.doctor_node"]
         env = {**whole, "PYTHONPATH": str(code), "OMP_NUM_THREADS": "1", "SLURMD_NODENAME": f"n{index}"}
         command = [sys.executable, "-P", *module, *place, *arguments]
         started.append(subprocess.Popen(command, cwd=tmp_path, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
