@@ -19,7 +19,7 @@ from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 
 from launch import doctor, examine, nodes
 from launch.nodes import Place
-from launch.patience import LateError, within
+from launch.patience import COME_S, STEP_S, LateError, within
 from launch.symptoms import Report
 from launch.ward import HeadLostError, Ward, meet
 from sft_dist.errors import ConfigError, MachineError, SftError
@@ -122,12 +122,14 @@ def _left(folder: Path, ward: Ward, problems: list[str]) -> Path | None:
 
 
 def _bounded(limit_s: float, step: str, action: Callable[[], Result], problems: list[str]) -> Result | None:
-    """What the action returns; None, and a problem more, where it hangs: this node can still say so."""
+    """What the action returns; None, and a problem more, where it hangs or the system refuses it: this node can still say so."""
     try:
         return within(limit_s, action)
     except LateError as error:
         problems.append(f"hangs: {error} while {step}; try the same there by hand (ls, df, nvidia-smi)")
-        return None
+    except OSError as error:  # a file system that has gone away (ESTALE, EIO)
+        problems.append(f"fails: {error} while {step}; try the same there by hand (ls, df)")
+    return None
 
 
 def _reduced(ward: Ward, report: Report) -> None:
@@ -231,8 +233,8 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--procs", type=int, default=1, help="processes that a run would start on each node")
     parser.add_argument("--workers", type=int, help="data.workers of each of them; auto if not given")
     parser.add_argument("--gpu", action="store_true", help="a node without a GPU is wrong")
-    parser.add_argument("--patience", type=float, default=120.0, help="seconds in which the nodes must come")
-    parser.add_argument("--limit", type=float, default=60.0, help="seconds that a node may take for one step of the examination")
+    parser.add_argument("--patience", type=float, default=COME_S, help="seconds in which the nodes must come")
+    parser.add_argument("--limit", type=float, default=STEP_S, help="seconds that a node may take for one step of the examination")
     parser.add_argument("--token", default="", help="what a file is called by that whoever starts this has left in the folder")
     parser.add_argument("--json", action="store_true")
     return parser

@@ -69,11 +69,12 @@ def loopback() -> bool:
 
 
 def hosts(env: Mapping[str, str]) -> list[str]:
-    """What Slurm calls the nodes of this step, in their order; empty without Slurm."""
+    """What Slurm calls the nodes of this step, in their order; empty without Slurm, or where it does not answer."""
     listed = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST")
-    if not listed or not shutil.which("scontrol"):
-        return []
-    return subprocess.run(["scontrol", "show", "hostnames", listed], capture_output=True, text=True, timeout=30).stdout.split()
+    if listed:
+        with suppress(OSError, subprocess.SubprocessError):
+            return subprocess.run(["scontrol", "show", "hostnames", listed], capture_output=True, text=True, timeout=30).stdout.split()
+    return []
 
 
 def leave_note(folder: Path, token: str, who: str) -> Path:

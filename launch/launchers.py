@@ -73,9 +73,11 @@ def worlds_per_node(script: Script) -> Lines:
 
 
 def one_thread(script: Script) -> Lines:
-    if "OMP_NUM_THREADS" not in script.text:
-        alone = re.compile(r"--(nproc[-_]per[-_]node|num[-_]processes)[=\s]+1\b")
-        yield from (command.line for command in launchers(script) if not alone.search(command.text))
+    counted = re.compile(r"--(?:nproc[-_]per[-_]node|num[-_]processes)[=\s]+(\S+)")
+    for command in launchers(script) if "OMP_NUM_THREADS" not in script.text else []:
+        told = counted.search(command.text)
+        if told[1] != "1" if told else "accelerate" in command.text:  # without a number torchrun starts one process, accelerate one a GPU
+            yield command.line
 
 
 def killed_while_saving(script: Script) -> Lines:

@@ -4,6 +4,8 @@ import threading
 from collections.abc import Callable
 from typing import Never, TypeVar
 
+COME_S, STEP_S = 120.0, 60.0
+"""How long the nodes of an examination may take to come, and then for each step of it, where nothing else is said."""
 Result = TypeVar("Result")
 
 

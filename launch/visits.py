@@ -13,13 +13,13 @@ from pathlib import Path
 
 from launch import examine, plans
 from launch.nodes import without_leaks
-from launch.patience import LateError, within
+from launch.patience import COME_S, STEP_S, LateError, within
 from launch.software import REPOSITORY
 from sft_dist.errors import ConfigError, MachineError
 
 PARTING_S = 5.0
-ALONE_S = 200.0
-"""How long a head may go on when all others have ended: it may still wait for them to come."""
+ALONE_S = COME_S + STEP_S + 20.0
+"""How long a head may go on when others have ended, as one without torch does at once: it may still wait for them to come."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,11 @@ def commands(visit: Visit, simulate: bool, env: Mapping[str, str]) -> list[list[
         return [[*node_command(visit), "--node", str(node)] for node in range(visit.nodes)]
     number = str(visit.nodes)
     share = env.get("SLURM_CPUS_PER_TASK", "1")
-    # --wait: a node that hangs must not keep srun, once the others have told what they saw; nor may it end them before
+    # --wait: a node that hangs must not keep srun for ever; nor may one that ended at once, when the head waits for it, end the others
     srun = [
         "srun",
         "--overlap",
-        "--wait=60",
+        f"--wait={ALONE_S:.0f}",
         "--kill-on-bad-exit=0",
         f"--nodes={number}",
         f"--ntasks={number}",
@@ -98,8 +98,10 @@ def start(visit: Visit, lines: list[list[str]], env: Mapping[str, str]) -> int:
     paths = [str(REPOSITORY), *filter(None, env.get("PYTHONPATH", "").split(":"))]
     whole = {**without_leaks(env), "PYTHONPATH": ":".join(dict.fromkeys(paths))}
     started: list[subprocess.Popen[bytes]] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # nohup
+            signal.signal(number, signal.default_int_handler)
     try:
         _leave_note(visit)
         started += [subprocess.Popen(line, env=whole) for line in lines]
@@ -153,6 +155,9 @@ def _of_the_job(visit: Visit, env: Mapping[str, str]) -> Visit:
     names = examine.hosts({"SLURM_JOB_NODELIST": env.get("SLURM_JOB_NODELIST", "")})
     if not names:
         raise MachineError("SLURM_JOB_ID is set, but `scontrol show hostnames` names no nodes: is scontrol here?")
-    shown = subprocess.run(["scontrol", "show", "node", names[0]], capture_output=True, text=True, timeout=30).stdout
+    try:
+        shown = subprocess.run(["scontrol", "show", "node", names[0]], capture_output=True, text=True, timeout=30).stdout
+    except subprocess.TimeoutExpired as error:
+        raise MachineError("scontrol has not answered for 30 s: the cluster's controller is down or very busy") from error
     address = next((word.partition("=")[2] for word in shown.split() if word.startswith("NodeAddr=")), names[0])
     return replace(visit, head=address, port=20000 + int(env["SLURM_JOB_ID"]) % 12000)

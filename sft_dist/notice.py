@@ -35,8 +35,9 @@ def too_short(save_s: float, env: Mapping[str, str]) -> list[str]:
     given_s = float(told) if told.replace(".", "", 1).isdigit() else TORCHRUN_S
     if save_s < given_s:
         return []
+    unseen = "" if told else ", unless its --shutdown-timeout, which no rank can see, says more"
     return [
-        f"a save of this run took {save_s:.0f} s, but torchrun kills its workers {given_s:.0f} s after a TERM, in the midst of it; "
+        f"a save of this run took {save_s:.0f} s, but torchrun kills its workers {given_s:.0f} s after a TERM, in the midst of it{unseen}; "
         f"export PET_SHUTDOWN_TIMEOUT={4 * round(save_s) + 30}, or start by sft-launch run, which waits for the save"
     ]
 
@@ -51,7 +52,7 @@ def too_short_for_slurm(save_s: float, kill_wait_s: float, warning_s: float) -> 
         )
     if save_s >= warning_s / 2:
         said.append(
-            f"a save of this run took {save_s:.0f} s, and finetune.sh is warned {warning_s:.0f} s before the time limit; "
-            f"submit with --signal=B:USR1@{4 * round(save_s)}"
+            f"a save of this run took {save_s:.0f} s, and finetune.sh asks to be warned {warning_s:.0f} s before the time limit; "
+            f"submit with --signal=B:USR1@{4 * round(save_s)}, if you do not already (no job can see it)"
         )
     return said

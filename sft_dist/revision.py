@@ -11,12 +11,13 @@ NOTE = "COMMIT.json"
 
 
 def of(code: Path) -> dict[str, Any]:
-    """`commit` and whether it is `dirty`, of the code in a folder; both None where nobody knows."""
+    """`commit` and whether it is `dirty`, of the code in a folder; None for what nobody knows."""
     if noted := read_json(code / NOTE):
         return {"commit": noted.get("commit"), "dirty": noted.get("dirty")}
     if _git(code, "ls-files", "--error-unmatch", "sft_dist/revision.py") is None:  # a copy that lies in somebody's repository
         return {"commit": None, "dirty": None}
-    return {"commit": _git(code, "rev-parse", "HEAD"), "dirty": bool(_git(code, "status", "--porcelain", "--untracked-files=no"))}
+    edits = _git(code, "status", "--porcelain", "--untracked-files=no")
+    return {"commit": _git(code, "rev-parse", "HEAD"), "dirty": None if edits is None else bool(edits)}
 
 
 def _git(code: Path, *command: str) -> str | None:

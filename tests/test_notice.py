@@ -36,12 +36,13 @@ def test_a_record_that_a_crash_cut_short_is_passed_over(run: RunDir, text: str) 
 def test_a_save_longer_than_torchruns_patience_is_warned_of() -> None:
     said = notice.too_short(41.3, TORCHRUN)
     assert said == [
-        "a save of this run took 41 s, but torchrun kills its workers 30 s after a TERM, in the midst of it; "
+        "a save of this run took 41 s, but torchrun kills its workers 30 s after a TERM, in the midst of it, "
+        "unless its --shutdown-timeout, which no rank can see, says more; "
         "export PET_SHUTDOWN_TIMEOUT=194, or start by sft-launch run, which waits for the save"
     ]
     assert notice.too_short(29.0, TORCHRUN) == []
     assert notice.too_short(41.3, {**TORCHRUN, "PET_SHUTDOWN_TIMEOUT": "194"}) == []
-    assert "10 s after a TERM" in notice.too_short(29.0, {**TORCHRUN, "PET_SHUTDOWN_TIMEOUT": "10"})[0]
+    assert "10 s after a TERM, in the midst of it; export" in notice.too_short(29.0, {**TORCHRUN, "PET_SHUTDOWN_TIMEOUT": "10"})[0]
 
 
 def test_nothing_is_said_of_who_waits() -> None:
@@ -56,4 +57,4 @@ def test_slurm_is_told_of_with_the_flag_that_helps() -> None:
     ]
     both = notice.too_short_for_slurm(400.0, 30.0, 600.0)
     assert len(both) == 2
-    assert both[1].endswith("submit with --signal=B:USR1@1600")
+    assert both[1].endswith("submit with --signal=B:USR1@1600, if you do not already (no job can see it)")

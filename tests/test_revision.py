@@ -38,6 +38,11 @@ def test_a_checkout_is_its_commit_and_dirty_once_it_is_edited(checkout: Path, gi
     assert revision.of(checkout) == {"commit": git(checkout, "rev-parse", "HEAD"), "dirty": True}
 
 
+def test_a_checkout_whose_state_git_cannot_tell_is_not_called_clean(checkout: Path, git) -> None:
+    (checkout / ".git" / git(checkout, "symbolic-ref", "HEAD")).write_text("1" * 40 + "\n")  # a commit that has been lost
+    assert revision.of(checkout) == {"commit": "1" * 40, "dirty": None}
+
+
 def test_a_copy_inside_another_repository_is_not_that_repository_s_commit(checkout: Path, git) -> None:
     copy = checkout / "runs" / "copy" / "sft_dist"
     copy.mkdir(parents=True)

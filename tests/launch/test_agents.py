@@ -273,8 +273,12 @@ def test_the_same_death_in_the_same_step_is_not_tried_for_ever(folder: Path, saw
 
 
 def test_on_one_node_nothing_listens_beyond_it_and_a_second_interrupt_ends_a_slow_save(folder: Path) -> None:
-    slow = slow_disk(folder / "slow once more")
-    started = begin(folder, "one", *LONG, command=ONE, PYTHONPATH=f"{REPOSITORY}:{slow}")
+    slow, apart = slow_disk(folder / "slow once more"), folder / "apart"
+    apart.mkdir()
+    for name in ("config.yaml", "start.pth"):
+        shutil.copy(folder / name, apart)
+    (apart / "torch.py").write_text("raise SystemExit('the folder that this was started in has hidden a library')\n")
+    started = begin(apart, "one", *LONG, command=ONE, PYTHONPATH=f"{REPOSITORY}:{slow}")
     started.until_step(2, nodes=1)
     listened = listening(started.pids)
     os.kill(started.process.pid, signal.SIGINT)

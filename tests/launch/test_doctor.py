@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 from ranks import free_port
 
-from launch import examine, visits
+from launch import examine, patience, visits
 from launch.cli import cli
 from launch.doctor import exit_code, faulty, findings, screen, to_json
 from launch.symptoms import GIB, Report, of_json
@@ -246,12 +246,14 @@ def test_a_dry_run_shows_a_command_a_node_with_what_the_config_says(tmp_path: Pa
     assert all(f"--folder {tmp_path}/r --procs 2 --workers 3" in line for line in lines)
 
 
+QUICK = "doctor_node.CACHED_S = 1.0"  # no cache of a network file system needs the ten seconds here
 STOPS = "os.kill(os.getpid(), signal.SIGSTOP)"
 FAULTS = {  # what a node's process does before it is examined, so that it hangs at a known place: in the kernel's hands, or asleep
     "stops looking": f"examine.look = lambda *_: {STOPS}",
     "sleeps looking": "examine.look = lambda *_: time.sleep(1000)",
-    "is odd": "socket.gethostname = lambda: 'nowhere.invalid'; time.time_ns = lambda now=time.time_ns: now() + 5 * 10**9",
-    "adds wrongly": "distributed.all_reduce = lambda tensor: tensor.mul_(3)",
+    "is odd": f"{QUICK}; socket.gethostname = lambda: 'nowhere.invalid'; time.time_ns = lambda now=time.time_ns: now() + 5 * 10**9",
+    "adds wrongly": f"{QUICK}; distributed.all_reduce = lambda tensor: tensor.mul_(3)",
+    "": QUICK,
     "stops reducing": f"distributed.all_reduce = lambda *_, **__: {STOPS}",
 }
 EXAMINED = "import os, signal, socket, sys, time; from torch import distributed; from launch import doctor_node, examine; {}; sys.exit(doctor_node.main())"
@@ -267,8 +269,7 @@ def begun(
     for index, code in enumerate(codes):
         folder = folders[index] if folders else tmp_path / "runs"
         place = ["--nodes", str(nodes), "--node", str(index), "--port", port, "--folder", str(folder)]
-        fault = faults[index] if faults else ""
-        module = ["-c", EXAMINED.format(FAULTS[fault])] if fault else ["-m", "launch.doctor_node"]
+        module = ["-c", EXAMINED.format(FAULTS[faults[index]])] if faults else ["-m", "launch.doctor_node"]
         env = {**whole, "PYTHONPATH": str(code), "OMP_NUM_THREADS": "1", "SLURMD_NODENAME": f"n{index}"}
         command = [sys.executable, "-P", *module, *place, *arguments]
         started.append(subprocess.Popen(command, cwd=tmp_path, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
@@ -352,12 +353,35 @@ def test_a_head_that_stops_is_named_by_the_next_node(tmp_path: Path) -> None:
     assert "wrong: node 1 (n1): hangs: no answer within 1 s while looking at its devices and disks" in told[1]
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder, and what a head says that adds wrongly, whose other node does not come, and whose starter writes elsewhere."""
+    folder = tmp_path_factory.mktemp("alone")
+    codes, told, errors = examined(folder, [REPOSITORY], "--patience", "1", "--token", "0123456789abcdef", faults=["adds wrongly"])
+    assert codes == [78], errors
+    return folder, told[0]
+
+
 @pytest.mark.dist
-def test_a_node_that_does_not_come_and_a_starter_who_writes_elsewhere_are_reported(tmp_path: Path) -> None:
-    codes, told, errors = examined(tmp_path, [REPOSITORY], "--patience", "1", "--token", "0123456789abcdef")
-    assert (codes, "wrong: node 1 (?): did not come: is it up" in told[0]) == ([78], True), errors
-    assert f"wrong: node 0 (n0): does not see in {tmp_path} what the machine has written there on which you typed this" in told[0]
-    assert list(tmp_path.iterdir()) == []
+def test_a_node_that_does_not_come_and_a_starter_who_writes_elsewhere_are_reported(alone: tuple[Path, str]) -> None:
+    folder, told = alone
+    assert "wrong: node 1 (?): did not come: is it up" in told
+    assert f"wrong: node 0 (n0): does not see in {folder} what the machine has written there on which you typed this" in told
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.dist
+def test_an_all_reduce_with_a_wrong_sum_is_wrong(alone: tuple[Path, str]) -> None:
+    assert "wrong: node 0 (n0): gloo: an all-reduce of ones over 1 node gave 3.0" in alone[1]
+
+
+@pytest.mark.dist
+def test_a_folder_that_the_system_cannot_even_look_at_is_a_finding_and_no_bug(tmp_path: Path) -> None:
+    """As with a network file system that has gone away (ESTALE); here a name that is too long for any."""
+    codes, told, errors = examined(tmp_path, [REPOSITORY], nodes=1, folders=[tmp_path / ("x" * 300)])
+    assert codes == [78], errors
+    assert "wrong: node 0 (n0): fails: [Errno 36] File name too long: " in told[0]
+    assert "while looking at its devices and disks; try the same there by hand" in told[0]
 
 
 @pytest.mark.dist
@@ -365,19 +389,26 @@ def test_a_port_that_somebody_has_and_an_address_that_is_not_the_heads_are_named
     with socket.socket() as somebody:
         somebody.bind(("127.0.0.1", 0))
         somebody.listen()
-        for head, port in (("127.0.0.1", somebody.getsockname()[1]), ("192.0.2.1", 23456)):
-            place = ["--head", head, "--port", str(port), "--folder", str(tmp_path)]
-            command = [sys.executable, "-P", "-m", "launch.doctor_node", *place]
-            refused = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, timeout=60)
-            assert refused.returncode == 78
-            assert f"cannot listen on {head}:{port}" in refused.stderr
+        heads = [("127.0.0.1", str(somebody.getsockname()[1])), ("192.0.2.1", "23456")]
+        command = [sys.executable, "-P", "-m", "launch.doctor_node", "--folder", str(tmp_path)]
+        env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        started = [
+            subprocess.Popen([*command, "--head", head, "--port", port], env=env, stderr=subprocess.PIPE, text=True) for head, port in heads
+        ]
+        for (head, port), refused in zip(heads, started, strict=True):
+            _, errors = refused.communicate(timeout=100)
+            assert (refused.returncode, f"cannot listen on {head}:{port}" in errors) == (78, True), errors
 
 
-@pytest.mark.dist
-def test_an_all_reduce_with_a_wrong_sum_is_wrong(tmp_path: Path) -> None:
-    codes, told, errors = examined(tmp_path, [REPOSITORY], nodes=1, faults=["adds wrongly"])
-    assert codes == [78], errors
-    assert "wrong: node 0 (n0): gloo: an all-reduce of ones over 1 node gave 3.0" in told[0]
+def test_a_node_that_ends_at_once_lets_the_head_wait_for_it_under_srun_and_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """srun --wait ends the others so long after the first: also where that one only could not import torch."""
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text("#!/bin/sh\necho n1\necho n2\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    [line] = visits.commands(visits.Visit(2, tmp_path), False, {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]"})
+    [waits] = [float(word.removeprefix("--wait=")) for word in line if word.startswith("--wait=")]
+    assert waits > patience.COME_S + patience.STEP_S
 
 
 def children(parent: int) -> list[int]:

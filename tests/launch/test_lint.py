@@ -205,8 +205,10 @@ CASES = {  # rule -> scripts that have the mistake, scripts that have not
         ],
     ),
     "one-thread": (
-        ["torchrun --nproc-per-node 8 x.py"],
+        ["torchrun --nproc-per-node 8 x.py", "torchrun --nproc_per_node=auto x.py", "accelerate launch --config_file a.yaml x.py"],
         [
+            "torchrun --nnodes 2 --rdzv-backend c10d x.py",
+            "accelerate launch --num_processes 1 x.py",
             "export OMP_NUM_THREADS=4\ntorchrun --nproc-per-node 8 x.py",
             "torchrun --nproc_per_node=1 x.py",
             "OMP_NUM_THREADS=4 torchrun x.py",

@@ -95,6 +95,7 @@ def test_control_characters_are_refused_wherever_they_stand(value: str) -> None:
             "-W",
             "-V",
             "--usage",
+            "--tasks-per-node=8",
         ),
     ],
 )
@@ -122,7 +123,13 @@ def test_a_signal_that_the_script_would_not_hear_is_refused(signal: str) -> None
     ("name", "value"),
     [
         *(("SBATCH_ARRAY_INX", "0-3"), ("SBATCH_WAIT", ""), ("SBATCH_NO_REQUEUE", "1"), ("SBATCH_OPEN_MODE", "truncate")),
-        *(("SBATCH_CLUSTERS", "other"), ("SBATCH_GRES", "gpu:4"), ("SBATCH_ERROR", "/tmp/e"), ("SBATCH_GPUS_PER_NODE", "4")),
+        *(
+            ("SBATCH_CLUSTERS", "other"),
+            ("SBATCH_GRES", "gpu:4"),
+            ("SBATCH_GPUS_PER_SOCKET", "2"),
+            ("SBATCH_ERROR", "/tmp/e"),
+            ("SBATCH_GPUS_PER_NODE", "4"),
+        ),
     ],
 )
 def test_a_variable_of_sbatch_that_would_change_the_job_unseen_is_refused(name: str, value: str) -> None:
