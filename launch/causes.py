@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from sft_dist.attempts import Attempt, Failure, Node
 from sft_dist.pulse import PHASES, Beat
@@ -11,6 +12,7 @@ SECOND = 10**9
 LOST_NS = 10 * SECOND  # agents write once a second
 SILENT_NS = 90 * SECOND  # judged by another machine's clock, through a file system that may answer from a cache for a minute
 TIE_NS = 2 * SECOND  # the clocks of hosts agree no better, and an agent notices a death later than the others lose its connection
+NAMED = 8  # of the nodes that never came; there may be hundreds, and a file may say anything
 
 CARRIERS = {"RuntimeError", "InfrastructureError", "ConnectionResetError", "ConnectionAbortedError", "BrokenPipeError"}
 RENDEZVOUS = re.compile(r"Rendezvous\w*Error|Dist\w*Error|SignalException|ChildFailedError")
@@ -155,7 +157,9 @@ def _never_came(attempt: Attempt) -> Iterable[Failure]:
     there = {node.index for node in attempt.nodes}
     if not isinstance(nodes, int) or not ended or len(there) >= nodes or any((node.ended or {}).get("code") == 0 for node in attempt.nodes):
         return
-    missing = ", ".join(str(index) for index in range(nodes) if index not in there)
+    first = list(islice((index for index in range(nodes) if index not in there), NAMED))
+    more = nodes - len(there) - len(first)
+    missing = ", ".join(map(str, first)) + (f" and {more} more" if more > 0 else "")
     message = f"node {missing} never came: {len(there)} of {nodes} agents left a sign in {attempt.path}"
     yield Failure(min(ended), -1, "unknown host", 0, "start-up", 75, "NodeMissing", message, nodes - 1, told_by="heartbeats")
 

@@ -232,6 +232,16 @@ def test_a_node_that_never_came_explains_only_what_nothing_else_does() -> None:
     waited = failure(0, "RendezvousTimeoutError", "timed out", 75)
     found = verdict(waited, nodes=[node(0, code=75)])
     assert found.root and found.root.message == "node 1 never came: 1 of 2 agents left a sign in runs/pets/attempts/1"
+
+
+def test_of_many_nodes_that_never_came_the_first_are_named() -> None:
+    """Whatever number the record holds: it may be damaged, and must not fill the memory of who asks."""
+    for nodes in (12, 2**62):
+        found = judge([attempt((), [node(0, code=75)], nodes=nodes)], at(60), 10)
+        assert found.root
+        assert found.root.message.startswith(
+            f"node 1, 2, 3, 4, 5, 6, 7, 8 and {nodes - 9} more never came: 1 of {nodes} agents left a sign"
+        )
     assert verdict(MISTAKE, nodes=[node(0, code=2)]).root == MISTAKE
 
 
