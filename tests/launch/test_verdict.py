@@ -232,6 +232,7 @@ def test_a_node_that_never_came_explains_only_what_nothing_else_does() -> None:
     waited = failure(0, "RendezvousTimeoutError", "timed out", 75)
     found = verdict(waited, nodes=[node(0, code=75)])
     assert found.root and found.root.message == "node 1 never came: 1 of 2 agents left a sign in runs/pets/attempts/1"
+    assert verdict(MISTAKE, nodes=[node(0, code=2)]).root == MISTAKE
 
 
 def test_of_many_nodes_that_never_came_the_first_are_named() -> None:
@@ -242,7 +243,6 @@ def test_of_many_nodes_that_never_came_the_first_are_named() -> None:
         assert found.root.message.startswith(
             f"node 1, 2, 3, 4, 5, 6, 7, 8 and {nodes - 9} more never came: 1 of {nodes} agents left a sign"
         )
-    assert verdict(MISTAKE, nodes=[node(0, code=2)]).root == MISTAKE
 
 
 def test_an_end_without_failures_is_done_or_saved() -> None:
