@@ -310,7 +310,7 @@ ROWS = (
 )
 
 
-@dataclass
+@dataclass(eq=False)  # pytest keeps its plugins in sets
 class Found:
     """What the tests of the matrix told, by `file.py::function`."""
 
