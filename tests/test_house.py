@@ -16,7 +16,7 @@ PACKAGE = ROOT / "sft_dist"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = (
-    "errors units config parse plan refuse schedule tally manifest rundir locks revision inventory scaling progress signals pulse attempts notice",
+    "errors units config parse plan refuse schedule tally manifest rundir revision scaling progress signals pulse attempts locks inventory notice",
     "datasets preflight transforms archive weights blocks models optim tasks loading",
     "machine sharding engine",
     "average checkpoint saver export evaluate loop track score run",
