@@ -66,6 +66,7 @@ def array(cluster, by_hand, place, launch):
     assert f"job {job}, tasks 0-2: 1 rank(s) on 1 node(s) each" in done.stdout
     again = launch("array", "rates.yaml")
     assert (again.returncode, again.stderr.count("has a job already")) == (2, 3)
+    assert again.stderr.count("use another `name:` in the sweep, or let the new one follow it") == 3
     for path in (place / "base.yaml", place / "rates.yaml"):
         path.write_text("this is no config and no sweep\n")
     wait_for_step(place / HOSTILE / "rates" / "rates-2", 5, limit_s=120)
