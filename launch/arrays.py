@@ -139,7 +139,7 @@ def _no_second(made: Sweep, job: Submission, env: Mapping[str, str]) -> list[str
     wrong: list[str] = []
     for task in made.unfinished:
         try:
-            notes += filter(None, [whose.refuse_a_second(task.run, job.wishes, env)])
+            notes += filter(None, [whose.refuse_a_second(task.run, job.wishes, env, other="`name:` in the sweep")])
         except ConfigError as error:
             wrong += error.problems
     if wrong:

@@ -22,6 +22,7 @@ class Line:
 
     def __init__(self, node: int, host: str, argv: Sequence[str], message: Mapping[str, Any]) -> None:
         self.node, self.host, self.ready, self.dropped, self.last = node, host, False, False, ""
+        self.opening = threading.Lock()
         self.message = json.dumps(message).encode() + b"\n"  # no newline in it: JSON escapes them
         # a session of its own: the terminal's ctrl-C is for the launcher, which tells the hosts
         self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
@@ -43,10 +44,11 @@ class Line:
 
     def tell(self, word: str) -> None:
         """A signal's name for the host; where nothing was started yet, nothing shall be."""
+        with self.opening:
+            self.dropped = self.dropped or (not self.ready and self.code is None)
         if self.ready:
             self._send(word.encode() + b"\n")
         elif self.code is None:
-            self.dropped = True
             self.process.terminate()
 
     def beat(self) -> None:
@@ -81,6 +83,7 @@ class Line:
                 target.flush()
 
     def _open(self) -> None:
-        if not self.dropped:
-            self._send(self.message)
-            self.ready = True
+        with self.opening:  # or a word of the other thread, in just this moment, would cut off what it lets begin
+            if not self.dropped:
+                self._send(self.message)
+                self.ready = True

@@ -9,27 +9,26 @@ import time
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from launch import plans, why
 from launch.lines import Line
 from launch.plans import Launch
-from launch.software import REPOSITORY
+from launch.way import SCRIPT, Way
 from sft_dist import attempts, rundir
 from sft_dist.attempts import Failure
-from sft_dist.errors import ConfigError, MachineError
+from sft_dist.errors import MachineError
 from sft_dist.redact import SECRET_NAME
 from sft_dist.rundir import RunDir
 
-SCRIPT = str(REPOSITORY / "launch" / "remote.py")
-HOST = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.+-]*@)?[A-Za-z0-9_:\[][A-Za-z0-9_.:%\[\]-]*")
 THEIR_OWN = re.compile(  # what belongs to a machine or to a login there
     r"(HOME|USER|LOGNAME|SHELL|PWD|OLDPWD|SHLVL|_|MAIL|HOSTNAME|HOST|TERM|TERMINFO|TTY|DISPLAY|XAUTHORITY|TMPDIR|TMP|TEMP|LS_COLORS)"
     r"|(SSH|XDG|DBUS|SLURM|SLURMD|SBATCH|SRUN|TMUX|STY|BASH_FUNC)(_.*)?"
 )
-BARRED = re.compile(r"Permission denied|Host key verification failed|Bad owner or permissions|Name or service not known")
+BARRED = re.compile(
+    r"Permission denied|Host key verification failed|Too many authentication failures|Bad owner or permissions|Name or service not known"
+)
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 LOOK_S = 0.2
 TWICE_S = 10.0
@@ -38,47 +37,6 @@ OTHERS_S = 600.0
 """After one node has gone the others get so long to end by themselves: they may be saving what they have."""
 ANSWER_S = 15.0
 """A host gets so long to kill what it runs."""
-
-
-@dataclass(frozen=True)
-class Way:
-    """How the hosts are reached: `ssh` with its own arguments, as the user writes it; hosts, in the order of the nodes."""
-
-    ssh: tuple[str, ...]
-    hosts: tuple[str, ...]
-
-    @classmethod
-    def of(cls, ssh: str, hosts: str) -> "Way":
-        """Raises ConfigError for names that ssh or a shell could take for something else, and for a host that is named twice."""
-        try:
-            words = tuple(shlex.split(ssh))
-        except ValueError as error:
-            raise ConfigError(f"--ssh {ssh!r} is no command line: {error}") from error
-        names = hosts.split(",")
-        problems = [] if words else ["--ssh is empty; leave it out for plain ssh"]
-        problems += [
-            f"-H: {name!r} is no name of a host; write names with commas between them, host1,host2"
-            for name in names
-            if not HOST.fullmatch(name)
-        ]
-        machines = [address(name) for name in names]
-        problems += [
-            f"-H: {name} stands there twice; one agent a host starts all its processes (--procs)"
-            for name in sorted(set(machines))
-            if machines.count(name) > 1
-        ]
-        if problems:
-            raise ConfigError(problems)
-        return cls(words, tuple(names))
-
-    def argv(self, node: int, python: str) -> list[str]:
-        """What runs here. All of it can be seen by everybody on both machines, and none of it depends on the run."""
-        return [*self.ssh, "-o", "BatchMode=yes", "-T", self.hosts[node], f"exec {shlex.join([python, '-P', SCRIPT])}"]
-
-
-def address(host: str) -> str:
-    """The host without the user."""
-    return host.rpartition("@")[2]
 
 
 def port_of(attempt: Path) -> int:

@@ -25,9 +25,10 @@ def ssh(config: Path, overrides: tuple[str, ...], procs: int | None, dry_run: bo
     """
     from launch import local, plans
     from launch import ssh as lines
+    from launch.way import Way
     from sft_dist import rundir
 
-    way = lines.Way.of(wishes["ssh"], wishes["hosts"])
+    way = Way.of(wishes["ssh"], wishes["hosts"])
     plans.plain([text for text in (wishes["python"], wishes["head"]) if text])
     nodes = len(way.hosts)
     settings, size = local.checked(config, overrides, os.environ, procs and procs * nodes)
@@ -36,8 +37,11 @@ def ssh(config: Path, overrides: tuple[str, ...], procs: int | None, dry_run: bo
         return
     each = procs or size
     again = ["sft-launch", "ssh", "-H", wishes["hosts"], "--procs", str(each), *_chosen(wishes), str(config), *overrides]
+    head = wishes["head"] or way.head()
+    if not dry_run:
+        way.check()
     folder = local.would_begin(settings) if dry_run else local.begin(settings, nodes, each, "sft-launch ssh", again)
-    attempt, head = folder.absolute(), wishes["head"] or lines.address(way.hosts[0])
+    attempt = folder.absolute()
     port, python = wishes["port"] or lines.port_of(attempt), wishes["python"] or sys.executable
     launch = plans.Launch(config, overrides, nodes, each, attempt, head, port, python)
     if dry_run:

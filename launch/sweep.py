@@ -97,18 +97,19 @@ def indices(tasks: Sequence[Task], limit: int | None = None) -> str:
 def _own_keys(tree: Mapping[str, Any], name: object) -> list[str]:
     """What is wrong with the sweep's own keys, but for runs and grid."""
     wrong = []
+    if of_config := [key for key in tree if key in Config.model_fields]:
+        keys = f"{', '.join(of_config)} {'is a key' if len(of_config) == 1 else 'are keys'}"
+        wrong.append(f"{keys} of a config, not of a sweep; name the config with `config:`, or submit it: sft-launch slurm submit")
     for key in tree:
         near = difflib.get_close_matches(str(key), KEYS, n=1, cutoff=0.6)
-        if key in Config.model_fields:
-            wrong.append(
-                f"{key} is a key of a config, not of a sweep; name the config with `config:`, or submit it: sft-launch slurm submit"
-            )
-        elif key not in KEYS:
+        if key not in KEYS and key not in Config.model_fields:
             wrong.append(f"unknown key {key}; " + (f"did you mean {near[0]}?" if near else f"it has {', '.join(KEYS)}"))
     if not isinstance(tree.get("config"), str):
         wrong.append("config is missing: the file that all runs share, like `config: configs/x.yaml`")
+    if not isinstance(name, str):
+        return [*wrong, f"name: {name!r} is no text; put it in quotes"]
     try:
-        units.plain_name(name if isinstance(name, str) else f"{name!r} (not a text)")
+        units.plain_name(name)
     except ValueError as error:
         wrong.append(f"name: {error}")
     return wrong

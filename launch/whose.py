@@ -81,10 +81,10 @@ def log_of(run: RunDir, number: str | None = None) -> Path | None:
     return Path(told) if isinstance(told, str) and kept.get("job") == (number or last_job(run)) else None
 
 
-def refuse_a_second(run: RunDir, wishes: slurm.Wishes, env: Mapping[str, str]) -> str | None:
+def refuse_a_second(run: RunDir, wishes: slurm.Wishes, env: Mapping[str, str], other: str = "run.name") -> str | None:
     """Raises ConfigError where a job for the run is in the queue already, unless the new one says that it depends on another.
 
-    Returns what could not be found out, for the user to know.
+    Returns what could not be found out, for the user to know. other: the key that makes another run of it.
     """
     if any(flags.means(flag, "--dependency") for flag in wishes.others):
         return None
@@ -92,7 +92,7 @@ def refuse_a_second(run: RunDir, wishes: slurm.Wishes, env: Mapping[str, str]) -
     if found.job and found.job.live:
         raise ConfigError(
             f"{run.path} has a job already: {found.number} {queue.state_in_words(found.job.state)}; cancel that (sft-launch slurm cancel "
-            f"{found.number}), use another run.name, or let the new one follow it (-- --dependency=afterany:{found.number})"
+            f"{found.number}), use another {other}, or let the new one follow it (-- --dependency=afterany:{found.number})"
         )
     return found.stranger
 

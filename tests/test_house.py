@@ -16,8 +16,8 @@ PACKAGE = ROOT / "sft_dist"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = (
-    "errors units redact config parse plan refuse schedule tally manifest rundir locks revision inventory scaling progress signals pulse "
-    "attempts notice records reading curves groups selection listing",
+    "errors units redact config parse plan refuse schedule tally manifest rundir revision scaling progress signals pulse attempts "
+    "locks inventory notice records reading curves groups selection listing",
     "datasets session mirror preflight transforms archive weights blocks models optim tasks loading",
     "machine sharding engine",
     "average checkpoint saver export evaluate loop track beside pictures noise pairing standings verdicts pages compare score run",

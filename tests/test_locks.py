@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from given import a_config
 
-from sft_dist import locks, rundir
+from sft_dist import attempts, locks, rundir
 from sft_dist.errors import InfrastructureError, MachineError
+from sft_dist.pulse import Beat
 from sft_dist.rundir import RunDir
 
 HOLDER = """
@@ -74,8 +75,50 @@ def test_a_holder_on_another_host_is_waited_for_and_worth_another_attempt(run: R
         f"{run.path} is in use by process 4711 on node3, after 0 s still; if that host is dead, its file server has not noticed: "
         "start the same command again later"
     )
-    assert capsys.readouterr().err == f"waiting: {run.path} is in use by process 4711 on node3, or was, if that host is dead\n"
+    assert (
+        capsys.readouterr().err == f"waiting for 0 s at most: {run.path} is in use by process 4711 on node3, or was, if that host is dead\n"
+    )
     with pytest.raises(MachineError, match="in use by process 4711 on node3; wait for it"), locks.hold(run):
+        pytest.fail("two holders")
+
+
+def beat(node: Path, pid: int = 4711, host: str = "node3") -> None:
+    """What the agent of a holder writes every two seconds."""
+    rundir.write_json(node / "agent.json", {"host": host})
+    attempts.write_beats(node, {0: Beat(pid, 7, "forward", 1, 1)})
+
+
+def test_a_holder_on_another_host_whose_heartbeats_go_on_is_alive_and_refused_within_seconds(run: RunDir, hold) -> None:
+    hold("process 4711 on node3")
+    node = run.path / "attempts" / "1" / "node-0"
+    node.mkdir(parents=True)
+    (run.path / "attempts" / "2").mkdir()  # that of who asks
+    over = threading.Event()
+
+    def live() -> None:
+        while not over.wait(0.2):
+            beat(node)
+
+    living = threading.Thread(target=live)
+    living.start()
+    try:
+        with pytest.raises(MachineError) as refused, locks.hold(run, 60):
+            pytest.fail("two holders")
+    finally:
+        over.set()
+        living.join()
+    assert str(refused.value) == f"{run.path} is in use by process 4711 on node3; wait for it, or use another run.name"
+
+
+@pytest.mark.parametrize(("pid", "host"), [(4711, "node3"), (4712, "node3"), (4711, "node4")])
+def test_neither_the_last_heartbeat_of_a_dead_host_nor_those_of_others_are_its_life(run: RunDir, hold, pid: int, host: str) -> None:
+    hold("process 4711 on node3")
+    node = run.path / "attempts" / "1" / "node-0"
+    node.mkdir(parents=True)
+    beat(node)
+    for late_s in (0.5, 1.5) if (pid, host) != (4711, "node3") else (0.5,):  # a file server may show the last one late
+        threading.Timer(late_s, beat, (node, pid, host)).start()
+    with pytest.raises(InfrastructureError, match="after 2 s still"), locks.hold(run, 2.5):
         pytest.fail("two holders")
 
 

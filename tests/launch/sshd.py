@@ -62,8 +62,8 @@ class Sshd:
 
 def missing() -> str | None:
     """Why there can be no sshd here, or None."""
-    absent = [name for name in ("ssh", "ssh-keygen") if shutil.which(name) is None] + ([] if program() else ["sshd"])
-    return f"{', '.join(absent)} not installed (openssh-server, openssh-client)" if absent else None
+    absent = [name for name in ("ssh", "ssh-keygen", "setpriv") if shutil.which(name) is None] + ([] if program() else ["sshd"])
+    return f"{', '.join(absent)} not installed (openssh-server, openssh-client, util-linux)" if absent else None
 
 
 def program() -> str | None:
@@ -81,7 +81,8 @@ def begin(folder: Path) -> Sshd:
     if os.getuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd insists on it
     log = folder / "log"
-    command = [str(program()), "-D", "-e", "-f", str(folder / "server")]
+    # it ends together with these tests, whatever ends them; sshd wants to be called by its whole path
+    command = ["setpriv", "--pdeathsig", "KILL", str(program()), "-D", "-e", "-f", str(folder / "server")]
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
     made = Sshd(process, folder / "client", log)

@@ -40,6 +40,7 @@ ORDER = [
     "local",
     "remote",
     "lines",
+    "way",
     "ssh",
     "ssh_cli",
     "snapshot",

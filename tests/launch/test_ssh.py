@@ -9,13 +9,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from agents import REPOSITORY
+from agents import REPOSITORY, clean_environment
 
 from launch import lines, plans, remote, ssh
 from launch.plans import Launch
-from launch.ssh import Hosts, Way
+from launch.ssh import Hosts
+from launch.way import Way
 from sft_dist.errors import ConfigError
 
+CONFIG = {
+    "task": "classify",
+    "data": {"name": "digits", "size": 32},
+    "model": {"name": "mobilenet_v3_small", "weights": "none", "train": "all", "norm": "train"},
+    "batch": {"total": 4, "micro": 4},
+    "optim": {"lr": 0.01},
+    "train": {"duration": "2 steps"},
+    "device": "cpu",
+}
 GOLDEN = REPOSITORY / "tests" / "golden" / "ssh_dry_run.txt"
 SECRET = "geheim-0123456789"
 ENV = {
@@ -102,6 +112,27 @@ def test_a_command_that_is_none_is_refused(command: str, told: str) -> None:
         Way.of(command, "n1")
 
 
+def test_a_first_host_that_every_host_takes_for_itself_is_no_head() -> None:
+    for host in ("localhost", "me@127.0.0.1", "[::1]"):
+        with pytest.raises(ConfigError, match=r"to the other hosts .* is themselves; .* with --head"):
+            Way.of("ssh", f"{host},n2").head()
+        assert Way.of("ssh", host).head() == host.removeprefix("me@")
+    assert Way.of("ssh", "me@localhost.example.org,localhost").head() == "localhost.example.org"
+
+
+def test_a_program_that_is_not_there_is_refused_before_a_run_is_begun(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps(CONFIG))
+    command = [sys.executable, "-P", "-m", "launch", "ssh", "-H", "n1", "--ssh", "/nowhere/ssh -v", "config.yaml", "run.name=a"]
+    done = subprocess.run(command, cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (78, "")
+    assert done.stderr == (
+        "sft-launch: cannot start this\n"
+        "  - --ssh /nowhere/ssh: there is no such program here; install it (OpenSSH's client is ssh), or name another one\n"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
 def test_the_port_is_another_one_for_the_next_attempt_and_the_same_in_a_dry_run() -> None:
     ports = [ssh.port_of(Path(f"/data/runs/a/attempts/{number}")) for number in (1, 2, 1)]
     assert ports[0] == ports[2] != ports[1]
@@ -119,6 +150,14 @@ signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 while True: time.sleep(0.05)
 """
 DEAF = "import time; time.sleep(600)"
+LATE = f"""import select, signal, sys, time
+def come(number, frame):
+    print({remote.READY!r}, flush=True)
+    sys.exit(3 if select.select([0], [], [], 1)[0] else 4)
+signal.signal(signal.SIGTERM, come)
+print('on the way', file=sys.stderr, flush=True)
+time.sleep(600)
+"""
 
 
 @dataclass
@@ -192,12 +231,15 @@ def test_the_others_of_a_node_that_failed_are_killed_when_they_stay_for_too_long
 
 
 def test_an_interrupt_before_the_line_stands_starts_nothing(tmp_path: Path) -> None:
-    line = lines.Line(
-        0, "n0", [sys.executable, "-c", f"import time; time.sleep(1); print({remote.READY!r}, flush=True); print(input())"], {}
-    )
+    line = lines.Line(0, "n0", [sys.executable, "-c", LATE], {"told": "here"})
+    end = time.monotonic() + 20
+    while line.last != "on the way":
+        assert time.monotonic() < end
+        time.sleep(0.05)
     hosts = Hosts(launch(tmp_path), [line])
     hosts.attend([signal.SIGINT])
     assert (hosts.verdict(), line.ready, line.dropped) == (75, False, True)
+    assert line.code == 4, "the host's end was there, and was told nothing"
 
 
 def test_what_a_shell_says_before_is_named_by_host_and_does_not_hide_the_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -133,6 +133,7 @@ def test_a_missing_folder_of_data_is_told_before_anything_is_submitted() -> None
     [
         ({"gird": {"train.seed": [1]}, "runs": [{"train.seed": 1}]}, "unknown key gird; did you mean grid?"),
         ({"grid": {"train.seed": [1]}, "task": "classify"}, "task is a key of a config, not of a sweep; name the config with `config:`"),
+        ({"grid": {"train.seed": [1]}, "task": "classify", "data": {}}, "task, data are keys of a config, not of a sweep; name the config"),
         ({}, "nothing varies; write `grid: {train.seed: [0, 1, 2]}`"),
         ({"grid": {"train.seed": 3}}, "grid is not key: [value, value]"),
         ({"grid": {"train.seed": []}}, "grid is not key: [value, value]"),
@@ -148,7 +149,7 @@ def test_a_missing_folder_of_data_is_told_before_anything_is_submitted() -> None
         ({"grid": {"train.seed": [1]}, "name": "../x"}, "name: '../x' cannot name a folder"),
         ({"grid": {"train.seed": [1]}, "name": "$(touch pwned)"}, "name: '$(touch pwned)' cannot name a folder"),
         ({"grid": {"train.seed": [1]}, "name": "a\nscancel -u me"}, "name: 'a\\nscancel -u me' cannot name a folder"),
-        ({"grid": {"train.seed": [1]}, "name": 7}, "name: '7 (not a text)' cannot name a folder"),
+        ({"grid": {"train.seed": [1]}, "name": 7}, "name: 7 is no text; put it in quotes"),
         ({"grid": {"train.seed": [*range(40)], "optim.lr": [*range(40)]}}, "1600 runs; a sweep has at most 1000"),
         ({"grid": {"train.seed": [1, 2, 1]}}, "tasks 0 and 2 are the same run"),
         ({"runs": [{}, {"train.seed": 0}]}, "tasks 0 and 1 are the same run"),

@@ -198,7 +198,7 @@ def test_the_screen_names_the_node_that_was_cut_off_and_what_is_lost(cut: Cut) -
 def test_over_the_restored_link_the_run_goes_on_from_its_checkpoint(cut: Cut) -> None:
     screen = cut.second.agents[0].screen
     assert cut.codes_again == [0, 0], screen
-    assert cut.saved in (4, 8, 12)
+    assert cut.saved in range(4, 40, 4)
     assert f"alpha:0| resumed at step {cut.saved}\n" in screen
 
 

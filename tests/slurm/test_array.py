@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import yaml
@@ -66,12 +67,17 @@ def array(cluster, by_hand, place, launch):
     assert f"job {job}, tasks 0-2: 1 rank(s) on 1 node(s) each" in done.stdout
     again = launch("array", "rates.yaml")
     assert (again.returncode, again.stderr.count("has a job already")) == (2, 3)
+    assert again.stderr.count("use another `name:` in the sweep, or let the new one follow it") == 3
     for path in (place / "base.yaml", place / "rates.yaml"):
         path.write_text("this is no config and no sweep\n")
-    wait_for_step(place / HOSTILE / "rates" / "rates-2", 5, limit_s=120)
-    cluster.scancel("--batch", "--signal=USR1", f"{job}_2")
-    wait_for_step(place / HOSTILE / "rates" / "rates-0", 5, limit_s=120)
-    subprocess.run(["scontrol", "requeue", f"{job}_0"], env=cluster.env, check=True, timeout=60)
+
+    def at_work(task: int, *command: str) -> None:
+        wait_for_step(place / HOSTILE / "rates" / f"rates-{task}", 5, limit_s=120)
+        subprocess.run([*command, f"{job}_{task}"], env=cluster.env, check=True, timeout=60)
+
+    with ThreadPoolExecutor() as both:  # one must not come to its end while the other is waited for
+        asked = [both.submit(at_work, 2, "scancel", "--batch", "--signal=USR1"), both.submit(at_work, 0, "scontrol", "requeue")]
+    assert [each.result() for each in asked] == [None, None]
     yield job
     cluster.scancel(job)
 
