@@ -182,6 +182,9 @@ def test_each_run_of_a_sweep_has_a_name_of_its_own(
     assert parse.load(path, parse.named(path, overrides, variables)).run.name == name
     once = parse.named(path, overrides, variables)
     assert parse.named(path, once, variables) == once  # a launcher asks before its ranks do
+    (tmp_path / "as-written.yaml").write_text(path.read_text())
+    path.write_text(parse.to_yaml(parse.load(path, once)))
+    assert parse.load(path, parse.named(path, (), variables)).run.name == name  # now it is a job's snapshot
 
 
 def test_a_run_that_is_not_tracked_starts_no_process(tmp_path: Path) -> None:
