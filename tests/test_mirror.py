@@ -44,7 +44,7 @@ def write(run: RunDir, rows: Iterable[dict[str, Any]]) -> None:
 
 def a_run(folder: Path, steps: int = 0, outcome: str = "", **keys: object) -> tuple[RunDir, Config]:
     """A run's folder with so many training rows, and an evaluation at the last step."""
-    config = a_config(run__dir=str(folder), track={"wandb": "online", "project": "pets", "limit_s": 8, **keys})
+    config = a_config(run__dir=str(folder), track={"wandb": "online", "project": "pets", "limit_s": 40, **keys})
     run = rundir.create(config)
     run.config.write_text(parse.to_yaml(config))
     rundir.write_json(run.path / "env.json", {"commit": "c0ffee" * 6 + "c0ff", "argv": ["sft-dist", "train"]})
@@ -207,6 +207,9 @@ def test_a_table_that_cannot_be_written_is_told_and_the_run_goes_on(tmp_path: Pa
     (run.path / "metrics.csv").mkdir()
     [said], _, _ = mirrored(run, config, [a_row(1)])
     assert said.startswith("metrics.csv is not written: cannot write ")
+    run.metrics.write_bytes(b"\xff\n")
+    [said], _, _ = mirrored(run, config)
+    assert said.startswith("metrics.csv is not written: 'utf-8' codec can't decode")
 
 
 @pytest.mark.dist
@@ -316,7 +319,7 @@ def test_what_a_scheduler_sends_to_the_whole_tree_and_an_error_do_not_keep_a_ste
 @pytest.mark.parametrize("failure", ["no key", "nobody", "refuses", "500", "nonsense", "hangs", "hangs later"])
 def test_a_server_that_fails_costs_a_warning_and_a_bounded_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: str) -> None:
     rows = [a_row(step) for step in range(1, 6)]
-    run, config = a_run(tmp_path)
+    run, config = a_run(tmp_path, limit_s=8)
     with serve(failure) as server:
         if failure != "no key":
             enter(monkeypatch, server)
