@@ -217,6 +217,9 @@ def test_offline_logs_of_several_attempts_hold_each_step_once_and_no_secret(tmp_
     canary = "canary0wandb0123456789abcdef"
     monkeypatch.setenv("WANDB_API_KEY", canary)
     monkeypatch.setenv("HUB_TOKEN", canary[::-1])
+    monkeypatch.setattr(
+        beside, "URGENT_S", 40
+    )  # an attempt that is not done gives W&B five seconds, in which two busy cores may not start it
     run, config = a_run(tmp_path, wandb="offline", notes=f"a slip: {canary[::-1]}", tags=["seeds"], group="g")
     said, _, _ = mirrored(run, config, [a_row(1), a_row(2), a_row(3)])
     go_back(run, 1)
@@ -271,6 +274,9 @@ def test_only_one_process_sends_a_run_at_a_time(tmp_path: Path) -> None:
 def test_online_each_step_arrives_once_also_after_a_resume_from_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serve() as server:
         enter(monkeypatch, server)
+        monkeypatch.setattr(
+            beside, "URGENT_S", 40
+        )  # an attempt that is not done gives W&B five seconds, in which two busy cores may not start it
         run, config = a_run(tmp_path, tags=["a", "b"], group="seeds", job_type="tune", notes="a try")
         said, _, _ = mirrored(run, config, [a_row(1), a_row(2), a_row(3), a_row(4)])
         go_back(run, 2)
