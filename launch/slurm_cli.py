@@ -58,6 +58,7 @@ def submit(config: Path, overrides: tuple[str, ...], dry_run: bool, **wishes: An
     from sft_dist.rundir import RunDir
 
     wanted = texts.Wishes(**wishes)
+    overrides = parse.named(config, overrides, os.environ)
     plans.plain([str(config), *overrides])
     settings = parse.load(config, overrides)
     run = RunDir(RunDir.of(settings).path.absolute())

@@ -9,23 +9,24 @@ from pathlib import Path
 
 from sft_dist import revision
 from sft_dist.errors import ConfigError, MachineError
+from sft_dist.parse import AS_WRITTEN
 from sft_dist.revision import NOTE
 from sft_dist.rundir import RunDir, to_json, writing
 
 PARTS = ("sft_dist/**/*.py", "sft_dist/datasets/*.npz", "sft_dist/pages/templates/*", "launch/**/*.py", "slurm/*.sh")
-SCRIPT, CONFIG, WRITTEN = "slurm/finetune.sh", "config.yaml", "as-written.yaml"
+SCRIPT, CONFIG = "slurm/finetune.sh", "config.yaml"
 ARRAY, CONFIGS, SWEEP = "slurm/array.sh", "configs", "sweep.yaml"
 
 
 def contents(repository: Path, config: Path, resolved: str) -> dict[str, bytes]:
     """Path inside the snapshot -> content: the packages' own files, their commit, the config with every key, and as the user wrote it."""
-    return {**_code(repository), CONFIG: resolved.encode(), WRITTEN: config.read_bytes()}
+    return {**_code(repository), CONFIG: resolved.encode(), AS_WRITTEN: config.read_bytes()}
 
 
 def of_sweep(repository: Path, sweep: Path, config: Path, resolved: Sequence[str]) -> dict[str, bytes]:
     """The same for a sweep: the config of task k is `configs/<k>.yaml`."""
     configs = {f"{CONFIGS}/{number}.yaml": text.encode() for number, text in enumerate(resolved)}
-    return {**_code(repository), **configs, SWEEP: sweep.read_bytes(), WRITTEN: config.read_bytes()}
+    return {**_code(repository), **configs, SWEEP: sweep.read_bytes(), AS_WRITTEN: config.read_bytes()}
 
 
 def digest(files: Mapping[str, bytes]) -> str:

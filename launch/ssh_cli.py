@@ -26,8 +26,9 @@ def ssh(config: Path, overrides: tuple[str, ...], procs: int | None, dry_run: bo
     from launch import local, plans
     from launch import ssh as lines
     from launch.way import Way
-    from sft_dist import rundir
+    from sft_dist import parse, rundir
 
+    overrides = parse.named(config, overrides, os.environ)
     way = Way.of(wishes["ssh"], wishes["hosts"])
     plans.plain([text for text in (wishes["python"], wishes["head"]) if text])
     nodes = len(way.hosts)

@@ -40,9 +40,9 @@ class Limits:
     def of(cls, config: Config) -> "Limits":
         watch = config.watch
         save = watch.save_s if watch.save_s != "auto" else config.save.limit_s + AT_LEAST_S
-        return cls(
-            {"start-up": watch.startup_s, "step": watch.step_s, "evaluation": watch.evaluation_s, "save": save, "waiting for rank 0": 7200}
-        )
+        end = config.track.limit_s + AT_LEAST_S  # rank 0 waits for W&B there, whatever a step may take
+        asked = {"start-up": watch.startup_s, "step": watch.step_s, "evaluation": watch.evaluation_s}
+        return cls({**asked, "save": save, "end": end, "waiting for rank 0": 7200})
 
     def of_phase(self, phase: str) -> float:
         kind = phase if phase in self.asked else "step"

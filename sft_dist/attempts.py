@@ -1,5 +1,7 @@
 """What one attempt at a run leaves in `attempts/<k>/`: who took part, what each rank was doing last, and what it died of."""
 
+import fnmatch
+import os
 import socket
 import time
 import traceback
@@ -75,9 +77,10 @@ def begin(run: RunDir, launched: Path | None = None) -> int:
 
     launched: the folder of an agent in that of the attempt, where a launcher has begun it; other agents write there already.
     """
-    for leftover in run.path.rglob(".*.[0-9]*"):
-        if launched is None or launched.parent not in leftover.parents:
-            leftover.unlink(missing_ok=True)
+    for place, _, names in os.walk(run.path):  # unlike rglob it bears folders that go meanwhile: a mirror of W&B may still be at its end
+        for leftover in (Path(place) / name for name in fnmatch.filter(names, ".*.[0-9]*")):
+            if launched is None or launched.parent not in leftover.parents:
+                leftover.unlink(missing_ok=True)
     if launched is not None:
         return int(launched.parent.name)
     number = max(numbers(run), default=0) + 1

@@ -33,8 +33,8 @@ def mirrored(run: RunDir, track: Track, console: Console) -> Iterator[None]:
         if track.csv:
             try:
                 write_table(run)
-            except SftError as error:
-                say(console, *(f"metrics.csv is not written: {problem}" for problem in error.problems))
+            except (SftError, OSError, ValueError) as error:
+                say(console, f"metrics.csv is not written: {error}")
 
 
 def write_table(run: RunDir) -> None:

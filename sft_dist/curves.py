@@ -60,7 +60,7 @@ def cost(record: Record, curves: Curves) -> Cost:
         wall_s: float | None = sum(seconds for _, seconds in whole)
         hours: float | None = sum(processes * seconds for processes, seconds in whole) / 3600
     else:
-        wall_s, hours = None, world * train_s / 3600 if isinstance(world, int) and train_s is not None else None
+        wall_s, hours = None, world * train_s / 3600 if is_number(world) and train_s is not None else None
     speeds = [row["speed/samples_per_s"] for row in curves.rows if is_number(row.get("speed/samples_per_s"))]
     return Cost(train_s, wall_s, hours, float(median(speeds)) if speeds else None)
 

@@ -81,6 +81,8 @@ def _line(folder: Path, name: str) -> Line:
 
 def _best(scores: Path) -> dict[str, Any]:
     """The numbers of the best evaluation. They come first in our files, so that a confusion matrix of 1,000 classes is not parsed."""
+    if not scores.is_file():
+        return {}
     with suppress(OSError, ValueError), scores.open(encoding="utf-8") as file:
         if found := SCALARS.search(file.read(2048)):
             return dict(json.loads("{" + found[1].removesuffix(", ") + "}"))
@@ -90,6 +92,8 @@ def _best(scores: Path) -> dict[str, Any]:
 
 def _last_step(metrics: Path) -> int | None:
     """The step of the last whole row."""
+    if not metrics.is_file():
+        return None
     with suppress(OSError), metrics.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(max(0, size - TAIL))

@@ -11,6 +11,9 @@ from pydantic import BaseModel, ValidationError
 from sft_dist.config import Config
 from sft_dist.errors import ConfigError
 
+AS_WRITTEN = "as-written.yaml"
+"""Lies beside the config of a job's snapshot: the file that it was made from."""
+
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Config:
     """The config of a file, with `key=value` or `--key=value` laid over it. Raises ConfigError with all problems at once."""
@@ -31,9 +34,12 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def named(path: Path, overrides: Sequence[str], env: Mapping[str, str]) -> tuple[str, ...]:
-    """The overrides, and in a W&B sweep a name of its own for each run, unless they give one: the sweep's runs must not share a folder."""
+    """The overrides, and in a W&B sweep a name of its own for each run, unless they give one: the sweep's runs must not share a folder.
+
+    The snapshot of a job has its name already, which is that of its folder.
+    """
     given = any(override.removeprefix("--").startswith("run.name=") for override in overrides)
-    if given or not ("WANDB_SWEEP_ID" in env and env.get("WANDB_RUN_ID")):
+    if given or not ("WANDB_SWEEP_ID" in env and env.get("WANDB_RUN_ID")) or (path.parent / AS_WRITTEN).exists():
         return tuple(overrides)
     run = read_yaml(path).get("run")
     name = run.get("name") if isinstance(run, dict) else None

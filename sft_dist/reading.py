@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sft_dist.rundir import RunDir, step_name
 MARKS = {"plan.json", "metrics.jsonl", "outcome.json", "attempts"}  # what a run's folder holds beside its config.yaml
 DEEPEST = 4  # folders below one that is named: runs/<project>/<run> and a little more
 NESTED = "(nested)"
+MOST_KEYS = 10_000  # of a config: a few lines of YAML can name a section a million times
 
 
 def gather(words: Sequence[str]) -> tuple[list[Record], list[str]]:
@@ -127,7 +129,7 @@ def _config(path: Path, problems: list[str]) -> dict[str, Any]:
         return {}
     if not isinstance(tree, dict):
         problems.append("config.yaml holds no keys")
-    return dict(_flat(tree, "", depth=3)) if isinstance(tree, dict) else {}
+    return dict(islice(_flat(tree, "", depth=3), MOST_KEYS)) if isinstance(tree, dict) else {}
 
 
 def _flat(tree: Mapping[Any, Any], above: str, depth: int) -> Iterator[tuple[str, Any]]:
@@ -136,7 +138,7 @@ def _flat(tree: Mapping[Any, Any], above: str, depth: int) -> Iterator[tuple[str
             yield from _flat(value, f"{above}{key}.", depth - 1)
         else:
             parts = value if isinstance(value, list) else [value]
-            plain = all(isinstance(part, str | int | float | None) for part in parts)
+            plain = all(is_number(part) or isinstance(part, str | bool | float | None) for part in parts)
             yield printable(f"{above}{key}"), value if plain else NESTED  # deeper than any config of ours
 
 
@@ -145,16 +147,18 @@ def _turns(run: RunDir) -> tuple[Turn, ...]:
     with suppress(OSError, RecursionError):
         for attempt in (attempts.read(run, number) for number in attempts.numbers(run)):
             began, nodes, procs = (attempt.about.get(name) for name in ("started_ns", "nodes", "procs"))
-            ends = [end for node in attempt.nodes if node.ended and isinstance(end := node.ended.get("time_ns"), int)]
-            seconds = (max(ends) - began) / 1e9 if isinstance(began, int) and ends and len(ends) == nodes else None
-            turns.append(Turn(nodes * procs if isinstance(nodes, int) and isinstance(procs, int) else None, seconds))
+            ends = [end for node in attempt.nodes if node.ended and is_number(end := node.ended.get("time_ns"))]
+            seconds = (max(ends) - began) / 1e9 if is_number(began) and ends and len(ends) == nodes else None
+            turns.append(Turn(int(nodes * procs) if is_number(nodes) and is_number(procs) else None, seconds))
     return tuple(turns)
 
 
 def _curves(run: RunDir) -> Curves:
     problems: list[str] = []
     files = [run.metrics, *sorted(run.path.glob("attempts/*/rewound.jsonl"))]
-    rows, *rewound = [[row for row in _lines(path, problems) if isinstance(row.get("step"), int)] for path in files]
+    rows, *rewound = [
+        [row for row in _lines(path, problems) if is_number(step := row.get("step")) and isinstance(step, int)] for path in files
+    ]
     return Curves(rows, rewound, tuple(problems))
 
 
@@ -167,6 +171,7 @@ def _predictions(path: Path) -> Predictions:
         if (
             isinstance(sample, str)
             and sample not in samples
+            and is_number(label)
             and isinstance(label, int)
             and isinstance(probs, list)
             and all(map(is_number, probs))

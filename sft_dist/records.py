@@ -1,13 +1,15 @@
 """A run as a record: what listing and comparing need to know of it, wherever it was read."""
 
-import math
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 from sft_dist.progress import HEADLINES
+
+LARGEST = sys.float_info.max  # a whole number in JSON or YAML may be larger, and is none that could be computed with
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def numbers(entry: object) -> dict[str, float]:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
 
 
 def printable(text: str) -> str:

@@ -60,7 +60,8 @@ class RunDir:
     def pointed_to(self, pointer: str) -> Path | None:
         """The checkpoint that `checkpoints/latest` or `checkpoints/best` names, or None if there is none."""
         try:
-            name = (self.checkpoints / pointer).read_text().strip()
+            path = self.checkpoints / pointer
+            name = path.read_text().strip() if path.is_file() else ""
         except OSError:
             return None
         return self.checkpoints / name if STEP.fullmatch(name) and (self.checkpoints / name).is_dir() else None
@@ -169,7 +170,7 @@ def rewind(run: RunDir, step: int, evaluated: int, attempt: int) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, or an empty one where there is no readable file."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text()) if path.is_file() else {}  # a pipe would be waited for
     except (OSError, ValueError, RecursionError):  # the last of a file of brackets
         return {}
     return content if isinstance(content, dict) else {}

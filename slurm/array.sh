@@ -13,6 +13,7 @@
 #SBATCH --open-mode=append
 #SBATCH --output=sft-dist-%A_%a.log
 set -u
+unset WANDB_SWEEP_ID WANDB_RUN_ID # one name and one id for all tasks
 task=${SLURM_ARRAY_TASK_ID:?is not set: start this with sbatch --array}
 configs=${1:?names no folder with 0.yaml, 1.yaml, ...}
 cd "${SLURM_SUBMIT_DIR:?is not set: start this with sbatch}" || exit 78

@@ -122,6 +122,41 @@ def test_mistakes_are_exit_code_2(runs: Path, capsys: pytest.CaptureFixture[str]
     assert not Path("compare.json").exists()
 
 
+HUGE = "1" + 400 * "0"
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("scores.json", '"best": {"step": 4,', f'"best": {{"step": {HUGE},'),
+        ("scores.json", '"val/loss": ', f'"val/loss": {HUGE}, "val/other": '),
+        ("plan.json", '"world": 1', f'"world": {HUGE}'),
+        ("plan.json", '"global_batch": 32', '"global_batch": [32]'),
+        ("metrics.jsonl", '"step": 3', f'"step": {HUGE}'),
+        ("metrics.jsonl", '"speed/samples_per_s": 16.0', '"speed/samples_per_s": 1e-300'),
+        ("config.yaml", "task: classify", "task: classify\nx: 0x" + 6000 * "f"),
+        ("predictions/step-00000004.jsonl", '"label": 1', '"label": true'),
+    ],
+)
+def test_a_number_that_nothing_can_compute_with_does_not_keep_the_others_from_being_shown(
+    runs: Path, capsys: pytest.CaptureFixture[str], file: str, old: str, new: str
+) -> None:
+    path = runs / "bad" / file
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    for command in ("ls", "compare"):
+        code, said = told(capsys, command, "runs")
+        assert code == 0 and "good" in said and "bad" in said, said
+
+
+def test_a_run_without_a_score_at_its_best_has_a_dash_there(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scores = json.loads((runs / "bad" / "scores.json").read_text())
+    (runs / "bad" / "scores.json").write_text(json.dumps({"last": scores["last"]}))
+    code, said = told(capsys, "compare", "runs")
+    assert code == 0, said
+    assert '<td class="number">0.8000</td><td class="number">-</td><td class="number">-</td>' in Path("compare.html").read_text()
+
+
 def test_ls_lists_the_runs(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (runs / "empty").mkdir()
     code, screen = told(capsys, "ls")

@@ -44,7 +44,7 @@ def write(run: RunDir, rows: Iterable[dict[str, Any]]) -> None:
 
 def a_run(folder: Path, steps: int = 0, outcome: str = "", **keys: object) -> tuple[RunDir, Config]:
     """A run's folder with so many training rows, and an evaluation at the last step."""
-    config = a_config(run__dir=str(folder), track={"wandb": "online", "project": "pets", "limit_s": 8, **keys})
+    config = a_config(run__dir=str(folder), track={"wandb": "online", "project": "pets", "limit_s": 40, **keys})
     run = rundir.create(config)
     run.config.write_text(parse.to_yaml(config))
     rundir.write_json(run.path / "env.json", {"commit": "c0ffee" * 6 + "c0ff", "argv": ["sft-dist", "train"]})
@@ -182,6 +182,9 @@ def test_each_run_of_a_sweep_has_a_name_of_its_own(
     assert parse.load(path, parse.named(path, overrides, variables)).run.name == name
     once = parse.named(path, overrides, variables)
     assert parse.named(path, once, variables) == once  # a launcher asks before its ranks do
+    (tmp_path / "as-written.yaml").write_text(path.read_text())
+    path.write_text(parse.to_yaml(parse.load(path, once)))
+    assert parse.load(path, parse.named(path, (), variables)).run.name == name  # now it is a job's snapshot
 
 
 def test_a_run_that_is_not_tracked_starts_no_process(tmp_path: Path) -> None:
@@ -204,6 +207,9 @@ def test_a_table_that_cannot_be_written_is_told_and_the_run_goes_on(tmp_path: Pa
     (run.path / "metrics.csv").mkdir()
     [said], _, _ = mirrored(run, config, [a_row(1)])
     assert said.startswith("metrics.csv is not written: cannot write ")
+    run.metrics.write_bytes(b"\xff\n")
+    [said], _, _ = mirrored(run, config)
+    assert said.startswith("metrics.csv is not written: 'utf-8' codec can't decode")
 
 
 @pytest.mark.dist
@@ -211,6 +217,9 @@ def test_offline_logs_of_several_attempts_hold_each_step_once_and_no_secret(tmp_
     canary = "canary0wandb0123456789abcdef"
     monkeypatch.setenv("WANDB_API_KEY", canary)
     monkeypatch.setenv("HUB_TOKEN", canary[::-1])
+    monkeypatch.setattr(
+        beside, "URGENT_S", 40
+    )  # an attempt that is not done gives W&B five seconds, in which two busy cores may not start it
     run, config = a_run(tmp_path, wandb="offline", notes=f"a slip: {canary[::-1]}", tags=["seeds"], group="g")
     said, _, _ = mirrored(run, config, [a_row(1), a_row(2), a_row(3)])
     go_back(run, 1)
@@ -265,6 +274,9 @@ def test_only_one_process_sends_a_run_at_a_time(tmp_path: Path) -> None:
 def test_online_each_step_arrives_once_also_after_a_resume_from_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serve() as server:
         enter(monkeypatch, server)
+        monkeypatch.setattr(
+            beside, "URGENT_S", 40
+        )  # an attempt that is not done gives W&B five seconds, in which two busy cores may not start it
         run, config = a_run(tmp_path, tags=["a", "b"], group="seeds", job_type="tune", notes="a try")
         said, _, _ = mirrored(run, config, [a_row(1), a_row(2), a_row(3), a_row(4)])
         go_back(run, 2)
@@ -313,7 +325,7 @@ def test_what_a_scheduler_sends_to_the_whole_tree_and_an_error_do_not_keep_a_ste
 @pytest.mark.parametrize("failure", ["no key", "nobody", "refuses", "500", "nonsense", "hangs", "hangs later"])
 def test_a_server_that_fails_costs_a_warning_and_a_bounded_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: str) -> None:
     rows = [a_row(step) for step in range(1, 6)]
-    run, config = a_run(tmp_path)
+    run, config = a_run(tmp_path, limit_s=8)
     with serve(failure) as server:
         if failure != "no key":
             enter(monkeypatch, server)

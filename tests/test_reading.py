@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from given_runs import TRUTHS, a_run, guesses
 
-from sft_dist import reading, records
+from sft_dist import listing, reading, records
 from sft_dist.errors import ConfigError
 from sft_dist.rundir import write_json
 
@@ -102,12 +102,22 @@ def test_yaml_cannot_make_objects(tmp_path: Path) -> None:
 
 def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
     run = a_run(tmp_path / "a", guesses([]))
-    for name in ("scores.json", "metrics.jsonl", "config.yaml"):
-        (run / name).unlink()
+    (run / "attempts" / "1").mkdir()
+    for name in ("scores.json", "metrics.jsonl", "config.yaml", "checkpoints/latest", "attempts/1/attempt.json"):
+        (run / name).unlink(missing_ok=True)
         os.mkfifo(run / name)
     record = reading.read(run)
+    [line] = listing.lines(run)[0]
+    assert (line.name, line.step, line.best) == ("a", 4, None)
     assert (record.scores, list(record.curves().rows)) == ({}, [])
     assert record.problems == ("config.yaml cannot be read (it is no file)",)
+
+
+def test_a_few_lines_that_name_a_section_a_million_times_are_not_followed_to_the_end(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "a", guesses([]))
+    inner, outer = (", ".join(f"k{i}: {what}" for i in range(1000)) for what in ("1", "*a"))
+    (run / "config.yaml").write_text(f"a: &a {{{inner}}}\nb: &b {{{outer}}}\nc: {{{outer.replace('*a', '*b')}}}\n")
+    assert len(reading.read(run).config) == 10_000
 
 
 def test_runs_are_found_below_a_folder_in_the_order_in_which_people_count(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def _plain(value: Any) -> Any:
 def _pictures(comparison: Comparison, axis: Axis) -> Iterator[Picture]:
     """A picture for each metric that there is against this axis; none where the axis would say nothing that steps do not."""
     entries = comparison.entries[:DRAWN]
-    if axis.attribute == "samples" and len({run.plan.get("global_batch") for entry in entries for run in entry.group.runs}) < 2:
+    if axis.attribute == "samples" and len({str(run.plan.get("global_batch")) for entry in entries for run in entry.group.runs}) < 2:
         return
     for metric in (comparison.metric, *METRICS):
         found = [(number, entry, points) for number, entry in enumerate(entries) for points in _points(entry, metric)]

@@ -8,6 +8,8 @@ from sft_dist.pairing import ClassChange, Moved
 from sft_dist.standings import Entry
 from sft_dist.verdicts import ALPHA, Comparison, Pair
 
+LONGEST_S = timedelta.max.total_seconds() - 1
+
 
 def sentence(pair: Pair, comparison: Comparison) -> str:
     """The verdict on a pair: which is better, by how much, how sure, by which test, and of what it speaks."""
@@ -66,7 +68,7 @@ def hours(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    return "-" if seconds is None else str(timedelta(seconds=round(seconds)))
+    return "-" if seconds is None or abs(seconds) > LONGEST_S else str(timedelta(seconds=round(seconds)))
 
 
 def speed(value: float | None) -> str:

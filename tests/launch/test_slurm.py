@@ -272,6 +272,19 @@ def test_what_was_typed_can_be_typed_again_with_another_key_at_its_end(config: P
     assert "--nodes=2 --time=60" in done.stdout and " --mem=4G " in done.stdout
 
 
+@pytest.mark.parametrize("verb", [["slurm", "submit"], ["ssh", "-H", "n1,n2"]])
+def test_a_run_of_a_wandb_sweep_is_begun_in_the_folder_that_its_ranks_use(
+    verb: list[str], config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    variables = {"WANDB_SWEEP_ID": "sweep1", "WANDB_RUN_ID": "abc12345"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    done = CliRunner().invoke(cli, [*verb, str(config), "--optim.lr=0.1", "--dry-run"])
+    name = settings(config, *parse.named(config, (), variables)).run.name
+    assert name.endswith("-abc12345")
+    assert f"/{name}" in done.output.splitlines()[0], done.output
+
+
 def test_a_dry_run_writes_nothing_and_asks_nobody(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     done = CliRunner().invoke(cli, ["slurm", "submit", str(config), "--dry-run", "--", "--mem=4G"])

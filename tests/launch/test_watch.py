@@ -9,7 +9,7 @@ from launch.watch import Limits, Silences
 from sft_dist.pulse import Beat
 
 NOW = 1_767_330_751_000_000_000
-ASKED = {"start-up": 1800, "step": 10, "evaluation": 40, "save": 100, "waiting for rank 0": 7200}
+ASKED = {"start-up": 1800, "step": 10, "evaluation": 40, "save": 100, "end": 50, "waiting for rank 0": 7200}
 
 
 def limits(**changes: Any) -> Limits:
@@ -43,11 +43,18 @@ def late_after(silences: Silences, beats: dict[int, Beat], seconds: float, stopp
         ("save", 100, False),
         ("save", 101, True),
         ("waiting for rank 0", 7200, False),
-        ("end", 11, True),
+        ("end", 50, False),
+        ("end", 51, True),
     ],
 )
 def test_each_phase_has_its_own_patience(phase: str, silent_s: float, late: bool) -> None:
     assert late_after(Silences(Limits(ASKED)), {0: beat(phase)}, silent_s) == ([0] if late else [])
+
+
+def test_a_wait_for_wandb_at_the_end_is_no_silence_however_short_a_step_is() -> None:
+    silences = Silences(limits(watch__step_s=5, track={"wandb": "online", "limit_s": 240}))
+    assert late_after(silences, {0: beat("end")}, 540) == []
+    assert late_after(silences, {0: beat("end")}, 2) == [0]
 
 
 def test_a_stopped_rank_gets_no_more_than_a_step_whatever_it_was_in() -> None:
