@@ -133,6 +133,17 @@ def cancel(found: Found, save: bool, limit_s: float, env: Mapping[str, str]) -> 
         yield f"job {found.job} is cancelled, with {len(live)} task(s); each saves if that is faster than the cluster's KillWait (--save waits for it)"
 
 
+def would_cancel(found: Found, save: bool, limit_s: float, env: Mapping[str, str]) -> list[str]:
+    """What `cancel` would run."""
+    if other := _elsewhere(found, env):
+        raise ConfigError(other)
+    live = _live(found, env)
+    if found.job is None or not live:
+        return [f"# {found.folder}: no task of it waits or runs"]
+    each = [f"{found.job}_{task}" for task in sorted(live, reverse=True)] if save else [found.job]
+    return [line for number in each for line in jobs.would_cancel(number, save, limit_s)]
+
+
 def _no_second(made: Sweep, job: Submission, env: Mapping[str, str]) -> list[str]:
     """Raises ConfigError for every run that a job makes already; returns what could not be found out."""
     notes: list[str] = []

@@ -1,6 +1,7 @@
 """Jobs as Slurm sees them, by its own commands: submit, look, signal, cancel."""
 
 import re
+import shlex
 import shutil
 import subprocess
 import time
@@ -147,9 +148,29 @@ def live_tasks(number: str, env: Mapping[str, str]) -> dict[int, Job]:
 
 def cancel(number: str, env: Mapping[str, str]) -> None:
     """Without a word to the run beforehand; Slurm leaves it the cluster's KillWait to save."""
-    answer = ask(["scancel", number], env)
+    answer = ask(ending(number), env)
     if answer.code:
         raise _refused(answer, f"job {number} was not cancelled")
+
+
+def ending(number: str) -> list[str]:
+    return ["scancel", number]
+
+
+def asking(number: str) -> list[str]:
+    """To the batch script alone, which asks all ranks."""
+    return ["scancel", "--batch", "--signal=TERM", number]
+
+
+def would_cancel(number: str, save: bool, limit_s: float) -> list[str]:
+    """What `cancel`, or `save_and_cancel`, would run for a job that is running."""
+    if not save:
+        return [shlex.join(ending(number))]
+    return [
+        shlex.join(asking(number)),
+        f"# wait for its end, {limit_s:.0f} s at most, and only if it has not come:",
+        shlex.join(ending(number)),
+    ]
 
 
 def save_and_cancel(number: str, run: RunDir | None, limit_s: float, env: Mapping[str, str]) -> Iterator[str]:
@@ -163,7 +184,7 @@ def save_and_cancel(number: str, run: RunDir | None, limit_s: float, env: Mappin
         yield f"job {number} {queue.state_in_words(job.state)}: nothing to save; cancelled"
         return
     asked_s, before = time.monotonic(), read_json(run.outcome) if run else {}
-    answer = ask(["scancel", "--batch", "--signal=TERM", number], env)  # to the script alone, which asks all ranks
+    answer = ask(asking(number), env)
     if answer.code:
         raise _refused(answer, f"job {number} was not signalled")
     yield f"job {number} is asked to save and end; it is waited for up to {limit_s:.0f} s, then cancelled (ctrl-C leaves it to itself)"

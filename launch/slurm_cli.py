@@ -170,18 +170,23 @@ def logs(told: str, rank: int | None, attempt: int | None, text: str | None) -> 
 @click.option(
     "--wait", "limit_s", type=click.IntRange(1), default=600, show_default=True, metavar="SECONDS", help="With --save: for so long."
 )
-def cancel(told: str, save: bool, limit_s: int) -> None:
+@click.option("--dry-run", is_flag=True, help="Only show what would be run.")
+def cancel(told: str, save: bool, limit_s: int, dry_run: bool) -> None:
     """Cancel the job of a run, or of a sweep; it is not queued again."""
     from launch import arrays, jobs, whose
     from sft_dist.errors import ConfigError
 
     if sweep := arrays.find(told, os.environ):
-        for line in arrays.cancel(sweep, save, limit_s, os.environ):
+        told_of = arrays.would_cancel if dry_run else arrays.cancel
+        for line in told_of(sweep, save, limit_s, os.environ):
             click.echo(line)
         return
     found = whose.find(told, os.environ)
     if found.stranger or found.number is None:
         raise ConfigError(found.stranger or f"{told} has no job of Slurm that is known")
+    if dry_run:
+        click.echo("\n".join(jobs.would_cancel(found.number, save, limit_s)))
+        return
     if save:
         for line in jobs.save_and_cancel(found.number, found.run, limit_s, os.environ):
             click.echo(line)

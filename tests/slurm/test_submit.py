@@ -135,6 +135,13 @@ def test_a_job_that_is_cancelled_with_save_ends_after_its_commit_and_is_not_queu
     code, rank = f"SFT_CODE={json.loads((run / 'job.json').read_text())['code']}", (f"SLURM_JOB_ID={job}", "RANK=0")
     assert processes(code) and processes(*rank)
     assert not processes(*rank, code)  # else a job that is submitted from inside would run this snapshot
+    dry = launch("cancel", "--save", "--dry-run", str(run)).stdout.splitlines()
+    assert dry == [
+        f"scancel --batch --signal=TERM {job}",
+        "# wait for its end, 600 s at most, and only if it has not come:",
+        f"scancel {job}",
+    ]
+    assert launch("cancel", "--dry-run", str(run)).stdout == f"scancel {job}\n"
     done = launch("cancel", "--save", str(run))
     assert done.returncode == 0, done.stderr
     saved = json.loads((run / "outcome.json").read_text())
