@@ -98,7 +98,12 @@ def judge(records: Sequence[Record], baseline: Sequence[Record], choice: Choice)
     base, more_told = _baseline(baseline, metric, choice.at)
     if len(wanted) + len(base) < 2:
         raise ConfigError(
-            [f"there are no two recipes to compare: {len(wanted) + len(base)} with {metric} at its {choice.at} evaluation", *notes]
+            [
+                f"there are no two recipes to compare: {len(wanted) + len(base)} with {metric} at its {choice.at} evaluation",
+                *notes,
+                *told,
+                *more_told,
+            ]
         )
     shown = wanted if base else wanted[: choice.top or TOP]
     if len(shown) < len(wanted):

@@ -114,6 +114,11 @@ def test_one_recipe_alone_is_nothing_to_compare_and_what_was_left_out_is_told(tm
         verdicts.judge([some(tmp_path, "a"), begun], NOTHING, Choice())
 
 
+def test_of_one_recipe_with_one_seed_on_two_worlds_it_is_told_why_there_is_nothing_to_compare(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there are no two recipes(.|\n)*are the same recipe with the same seed: only the newer, "):
+        verdicts.judge([some(tmp_path, "a"), some(tmp_path, "b")], NOTHING, Choice())
+
+
 def test_an_unfinished_run_is_compared_as_far_as_it_came_and_it_is_told(tmp_path: Path) -> None:
     found = verdicts.judge([some(tmp_path, "a"), some(tmp_path, "b", outcome="saved")], NOTHING, Choice())
     assert found.notes == ["b is saved: its last evaluation is of step 4 of 4"]
