@@ -59,7 +59,7 @@ def chapters(record: Record) -> list[Chapter]:
         for number, turn in zip(attempts.numbers(run), record.turns, strict=False):
             attempt = attempts.read(run, number)
             about = attempt.about
-            lost = {row.get("step") for row in rows_of(attempt.path / "rewound.jsonl") if row.get("kind") == "train"}
+            lost = [row for row in rows_of(attempt.path / "rewound.jsonl") if row.get("kind") == "train"]
             saves = [row.get("seconds") for row in rows_of(attempt.path / "saves.jsonl")]
             found.append(
                 Chapter(
