@@ -135,9 +135,7 @@ def report_command(run_folder: Path, at: str, look: bool, out: Path | None) -> N
 
     report.check(run_folder)
     if look:
-        from sft_dist.look import look as look_into
-
-        click.echo("\n".join(look_into(run_folder, at)))
+        click.echo("\n".join(report.look(run_folder, at)))
     click.echo(f"written: {report.write(run_folder, at, out)}")
 
 

@@ -67,6 +67,10 @@ class Cam(Exhibit):
     for_said: Picture
     for_truth: Picture | None = None
 
+    @property
+    def right(self) -> bool:
+        return self.truth == self.said
+
 
 class Map(Exhibit):
     """Features in two dimensions. explained: the share of their variance that each shows; neighbours: how many samples have one of

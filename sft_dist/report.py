@@ -1,5 +1,6 @@
 """`sft-dist report`: one run as a page in its own folder, from what lies there; without torch."""
 
+import sys
 from pathlib import Path
 
 from sft_dist import chronicle, exhibits, pictures, reading, rundir
@@ -17,6 +18,13 @@ def check(folder: Path) -> None:
         raise ConfigError(f"{printable(str(folder))} is no run's folder (a run has a config.yaml and a plan.json)")
 
 
+def look(folder: Path, at: str = "best") -> list[str]:
+    """Load data and model for what only they can show; what was found, in words. With torch."""
+    from sft_dist.look import look
+
+    return look(folder, at)
+
+
 def write(folder: Path, at: str = "best", out: Path | None = None) -> Path:
     """Draw the page of a run, in whatever state that is, into its own folder unless told otherwise."""
     record = reading.read(folder)
@@ -27,3 +35,16 @@ def write(folder: Path, at: str = "best", out: Path | None = None) -> Path:
     target = out or folder / NAME
     rundir.write_atomically(target, report.page(looked, chronicle.chapters(record), chronicle.times(looked), shown, found))
     return target
+
+
+def main(arguments: list[str]) -> None:
+    """FOLDER page | look: what the end of a run starts. The page comes first, so that it is there whatever looking comes to."""
+    folder, what = Path(arguments[0]), arguments[1]
+    write(folder)
+    if what == "look":
+        look(folder)
+        write(folder)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
