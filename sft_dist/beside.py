@@ -56,7 +56,7 @@ def reported(run: RunDir, report: Report, console: Console) -> Iterator[None]:
         return
     trouble = _write_report(run, report)
     page = run.path / "report.html"
-    say(console, f"   report  {page}" if not trouble else f"the report is not written: {trouble}; `sft-dist report {run.path}` tries again")
+    say(console, f"   report  {page}" if not trouble else f"the report is not complete: {trouble}; `sft-dist report {run.path}` tries again")
 
 
 def _write_report(run: RunDir, report: Report) -> str:

@@ -55,6 +55,10 @@ class Drift(Exhibit):
     learning: bool
     fresh: bool
 
+    @property
+    def moved(self) -> bool:
+        return self.learning or self.change > 0
+
 
 class Cam(Exhibit):
     """Where a model looked: the picture, and over it what spoke for the class that it said and, if it was wrong, for the truth."""

@@ -83,7 +83,8 @@ def _scene(config: Config, folder: Path, found: Path, splits: Splits, looked: St
 
 def _start(config: Config) -> str:
     """What the weights were before, in words."""
-    return "random weights" if config.model.weights == "none" else f"the weights {config.model.weights}"
+    name = config.model.weights
+    return "random weights" if name == "none" else f"the weights {name if name.startswith('run:') else Path(name).name}"
 
 
 def _with(made: Exhibits, **found: Any) -> Exhibits:

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from sft_dist import chronicle, exhibits, pictures, reading, rundir
-from sft_dist.errors import ConfigError
+from sft_dist.errors import ConfigError, SftError
 from sft_dist.pages import report
 from sft_dist.records import printable
 from sft_dist.study import study
@@ -40,10 +40,13 @@ def write(folder: Path, at: str = "best", out: Path | None = None) -> Path:
 def main(arguments: list[str]) -> None:
     """FOLDER page | look: what the end of a run starts. The page comes first, so that it is there whatever looking comes to."""
     folder, what = Path(arguments[0]), arguments[1]
-    write(folder)
-    if what == "look":
-        look(folder)
+    try:
         write(folder)
+        if what == "look":
+            look(folder)
+            write(folder)
+    except SftError as error:
+        sys.exit("; ".join(error.problems))
 
 
 if __name__ == "__main__":
