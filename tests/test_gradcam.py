@@ -18,7 +18,7 @@ def built(name: str) -> nn.Module:
     torch.manual_seed(0)
     model: nn.Module = small_vit() if name == "vit_b_16" else torchvision.models.get_model(name, weights=None, num_classes=3)
     head = model.get_submodule(next(family.head for start, family in FAMILIES.items() if name.startswith(start)))
-    nn.init.normal_(head.weight)  # a transformer's is zero, and nothing speaks for anything
+    nn.init.uniform_(head.weight)  # else, untrained, nothing may speak for anything
     return model.eval()
 
 
@@ -54,6 +54,7 @@ def test_the_last_layer_with_a_map_is_looked_at(name: str, layer: str, side: int
 def test_before_an_average_and_a_linear_layer_it_is_the_class_activation_map() -> None:
     """Selvaraju et al., section 3.1: there the gradient is the weight of the channel, over the number of places."""
     model, batch = built("resnet18"), images(2, 128)
+    model.fc.weight.data[2] *= -1  # now nothing speaks for the last class
     kept: list[torch.Tensor] = []
     handle = model.layer4.register_forward_hook(lambda _module, _args, output: kept.append(output.detach()))
     found = gradcam.maps(model, "resnet18", "layer4", batch, [1, 2])
