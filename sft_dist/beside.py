@@ -55,8 +55,8 @@ def reported(run: RunDir, report: Report, console: Console) -> Iterator[None]:
     if report.write == "none" or read_json(run.outcome).get("outcome") != "done":
         return
     trouble = _write_report(run, report)
-    page = run.path / "report.html"
-    say(console, f"   report  {page}" if not trouble else f"the report is not complete: {trouble}; `sft-dist report {run.path}` tries again")
+    again = f"the report is not complete: {trouble}; `sft-dist report {run.path}` tries again"
+    say(console, again if trouble else f"   report  {run.path / 'report.html'}")
 
 
 def _write_report(run: RunDir, report: Report) -> str:
@@ -65,9 +65,14 @@ def _write_report(run: RunDir, report: Report) -> str:
     with signals.held_back():
         try:
             process = subprocess.Popen(
-                command, env={**_with_this_package(), "CUDA_VISIBLE_DEVICES": ""}, text=True, start_new_session=True,
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            )  # fmt: skip
+                command,
+                env={**_with_this_package(), "CUDA_VISIBLE_DEVICES": ""},
+                text=True,
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
         except OSError as error:
             return f"its process cannot be started ({error})"
     with process:

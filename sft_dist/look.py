@@ -16,7 +16,7 @@ from sft_dist.datasets import Split, Splits
 from sft_dist.errors import SftError
 from sft_dist.exhibits import Balance, Cam, Drawn, Drift, Embedding, Exhibits
 from sft_dist.loading import Samples
-from sft_dist.rundir import RunDir, read_json, step_name
+from sft_dist.rundir import RunDir, read_json, step_name, writing
 from sft_dist.schedule import Pick
 from sft_dist.study import Answer, Study, study
 
@@ -212,5 +212,7 @@ def _picture(image: Tensor, heat: Tensor | None = None) -> Any:
 
 def _save(folder: Path, name: str, picture: Any) -> str:
     file = f"{name}.jpg"
-    picture.save(folder / exhibits.FOLDER / file, "JPEG", quality=88)
+    path = folder / exhibits.FOLDER / file
+    with writing(path):
+        picture.save(path, "JPEG", quality=88)
     return file

@@ -56,5 +56,7 @@ def test_a_report_that_takes_too_long_is_ended(tmp_path: Path) -> None:
 
 def test_where_looking_fails_the_page_is_there_all_the_same(tmp_path: Path) -> None:
     run = a_whole_run(tmp_path / "run")  # without a whole checkpoint
-    assert told(run, write="look").startswith(f"the report is not complete: checkpoint {run / 'checkpoints' / 'step-00000004'} is damaged; ")
+    assert told(run, write="look").startswith(
+        f"the report is not complete: checkpoint {run / 'checkpoints' / 'step-00000004'} is damaged; "
+    )
     assert "top1 0.9167" in (run / "report.html").read_text()

@@ -87,10 +87,11 @@ def _trend(study: Study) -> Iterator[str]:
         return
     lowest, last = min(losses, key=lambda point: point.value), losses[-1]
     before, after = trained.get(lowest.step), trained.get(last.step)
-    if last.value > RISEN * lowest.value and before is not None and after is not None and after < before:
-        yield (
-            f"val/loss was lowest, {lowest.value:.4g}, at step {lowest.step} and rose to {last.value:.4g} by step {last.step}, while "
-            f"train/mean_loss fell from {before:.4g} to {after:.4g}: it overfits from there on."
-        )
+    if last.value > RISEN * lowest.value:
+        if before is not None and after is not None and after < before:
+            yield (
+                f"val/loss was lowest, {lowest.value:.4g}, at step {lowest.step} and rose to {last.value:.4g} by step {last.step}, while "
+                f"train/mean_loss fell from {before:.4g} to {after:.4g}: it overfits from there on."
+            )
     elif study.record.done and study.record.step("best") == study.record.step("last"):
         yield "The last evaluation is the best: longer training may still gain."
