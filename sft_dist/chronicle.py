@@ -20,7 +20,7 @@ SLOW_PCT = 20  # of the time in steps: waiting for data for longer than that is 
 
 @dataclass(frozen=True)
 class Chapter:
-    """One attempt. None: not recorded, as without an agent. lost: steps that were made and are not in the curve. saves: seconds of each."""
+    """One attempt. None: not recorded, as without an agent. lost: steps of the one before that were made again. saves: seconds of each."""
 
     number: int
     began: str | None
@@ -31,6 +31,7 @@ class Chapter:
     lost: int
     saves: Sequence[float]
     end: str
+    failed: bool
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ def chapters(record: Record) -> list[Chapter]:
     """The attempts in order, as far as their folders can be read."""
     run, found = RunDir(Path(record.place)), []
     with suppress(OSError, RecursionError):
-        for number, turn in zip(attempts.numbers(run), record.turns, strict=False):
+        numbers = attempts.numbers(run)
+        for number, turn in zip(numbers, record.turns, strict=False):
             attempt = attempts.read(run, number)
             about = attempt.about
             lost = [row for row in rows_of(attempt.path / "rewound.jsonl") if row.get("kind") == "train"]
@@ -71,7 +73,8 @@ def chapters(record: Record) -> list[Chapter]:
                     turn.seconds,
                     len(lost),
                     [seconds for seconds in saves if is_number(seconds)],
-                    _end(attempt, record.outcome),
+                    _end(attempt, record.outcome, latest=number == numbers[-1]),
+                    bool(attempt.failures),
                 )
             )
     return found
@@ -93,11 +96,11 @@ def times(study: Study) -> Times | None:
     return Times(computing, waiting, lost, None if wall is None else max(0.0, wall - study.cost.train_s))
 
 
-def _end(attempt: Attempt, outcome: Mapping[str, Any]) -> str:
+def _end(attempt: Attempt, outcome: Mapping[str, Any], latest: bool) -> str:
     """How an attempt ended, in a line; the run's outcome is that of the latest one."""
     if attempt.failures:
         more = len(attempt.failures) - 1
-        return f"failed: {attempts.describe(attempt.failures[0])}" + (f" (and {more} more ranks)" if more else "")
+        return f"failed: {attempts.describe(attempt.failures[0])}" + (f" (and {more} more)" if more else "")
     if outcome.get("attempt") == attempt.number:
         error = outcome.get("error")
         told = error.get("message") if isinstance(error, dict) else outcome.get("reason")
@@ -106,7 +109,9 @@ def _end(attempt: Attempt, outcome: Mapping[str, Any]) -> str:
     if asked:
         return f"saved and stopped: asked by {asked[0]}"
     codes = [node.ended.get("code") for node in attempt.nodes if node.ended]
-    return f"exit code {codes[0]}" if codes else "left no record of its end: it was killed, or still runs"
+    if codes:
+        return f"exit code {codes[0]}"
+    return f"left no record of its end: it was killed{', or still runs' if latest else ''}"
 
 
 def _moment(started_ns: object) -> str | None:

@@ -42,6 +42,7 @@ def test_each_attempt_says_when_it_began_how_long_it_took_and_how_it_ended(tmp_p
         "exit code 75",
         "done: all 4 steps are made",
     ]
+    assert [one.failed for one in found] == [False, True, False, False]
     assert [(one.seconds, one.from_step, one.lost) for one in found] == [(60, 0, 0), (30, 2, 0), (9, 2, 1), (40, 2, 0)]
     assert (found[0].began, found[0].processes, found[0].nodes) == ("2026-01-02 05:00 UTC", 2, 1)
     assert found[3].saves == [0.5, 2.0]
@@ -49,8 +50,10 @@ def test_each_attempt_says_when_it_began_how_long_it_took_and_how_it_ended(tmp_p
 
 def test_an_attempt_without_a_record_was_killed_or_still_runs(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", guesses([]), outcome=None)
-    (run / "attempts" / "1").mkdir()
-    [one] = told(run)
+    for number in "12":
+        (run / "attempts" / number).mkdir()
+    before, one = told(run)
+    assert before.end == "left no record of its end: it was killed"
     assert one.end == "left no record of its end: it was killed, or still runs"
     assert (one.began, one.processes, one.seconds) == (None, None, None)
 

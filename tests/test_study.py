@@ -1,5 +1,6 @@
 """A run looked at closely: its intervals are those of scipy, its samples in the order that helps, its remarks only where they hold."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from scipy.stats import binomtest
 from test_report import a_whole_run
 
 from sft_dist import reading
+from sft_dist.chronicle import Chapter
 from sft_dist.pages import telling
 from sft_dist.study import Mistake, Study, study, wilson
 
@@ -77,3 +79,15 @@ def test_a_test_split_speaks_first(tmp_path: Path) -> None:
     scores = reading.read(run).scores
     write(run / "scores.json", {**scores, "test": {"step": 4, "test/top1": 0.25, "test/loss": 3.0}})
     assert remarks(run).startswith("On the test split, which chose nothing: top1 0.2500.")
+
+
+def test_a_run_that_left_no_outcome_stands_as_its_latest_attempt_does(tmp_path: Path) -> None:
+    found = looked(a_whole_run(tmp_path / "run", outcome=None))
+    chapter = Chapter(1, None, None, None, None, None, 0, (), "failed: rank 0", failed=True)
+    assert [telling.ended(found, those) for those in ([], [chapter], [chapter, replace(chapter, failed=False)])] == [
+        "unfinished",
+        "failed",
+        "unfinished",
+    ]
+    done = looked(a_whole_run(tmp_path / "done"))
+    assert telling.ended(done, [chapter]) == "done"

@@ -64,6 +64,7 @@ def page(study: Study, chapters: Sequence[Chapter], times: Times | None, exhibit
         telling=telling,
         words=words,
         figures=figures,
+        how=telling.ended(study, chapters),
         remarks=list(telling.remarks(study, times, chapters)),
         panels=list(_drawn(study, marks)),
         resumed=marks,

@@ -10,19 +10,23 @@ from sft_dist.study import Answer, Study, wilson
 
 RISEN = 1.05  # times its lowest: a loss that is worth a word
 SURE = 0.02  # of difference between confidence and accuracy, likewise, where chance would not make it
-STATES = {"done": "better", "failed": "worse"}
+STANDS = {
+    "done": "Done",
+    "saved": "Saved and stopped, not at its end",
+    "failed": "Failed",
+    "unfinished": "Unfinished: it still runs, or was killed",
+}
 
 
-def state(study: Study) -> str:
-    """The class of the card that holds the verdict."""
-    return STATES.get(str(study.record.outcome.get("outcome")), "noise")
+def ended(study: Study, chapters: Sequence[Chapter]) -> str:
+    """How the run stands: its outcome and, where it left none, the record of its latest attempt."""
+    outcome = str(study.record.outcome.get("outcome"))
+    return outcome if outcome in STANDS else "failed" if chapters and chapters[-1].failed else "unfinished"
 
 
-def verdict(study: Study) -> str:
+def verdict(study: Study, how: str) -> str:
     """The run in a sentence: how it stands, and its score with what it rests on."""
-    outcome = study.record.outcome
-    told = {"done": "Done", "saved": "Saved and stopped, not at its end", "failed": "Failed"}.get(str(outcome.get("outcome")))
-    stands = told or "Unfinished: it still runs, or was killed"
+    stands = STANDS[how]
     if study.headline is None or study.step is None:
         return f"{stands}. There is no evaluation yet."
     name = words.score(study.record.headline)
