@@ -16,7 +16,7 @@ FILE = "exhibits.json"
 KINDS = {b"\x89PNG\r\n": "png", b"\xff\xd8\xff": "jpeg"}  # beginning of a file -> what it is
 LARGEST = 2_000_000  # bytes of one picture
 
-Picture = Annotated[str, Field(pattern=r"^[\w-]{1,80}\.(png|jpg)$")]
+Picture = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,80}\.(png|jpg)$")]
 """The name of a file beside `exhibits.json`."""
 Share = Annotated[float, Field(ge=0, le=1)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -130,7 +130,7 @@ def write(run: Path, exhibits: Exhibits) -> None:
     write_json(run / FOLDER / FILE, exhibits.model_dump(mode="json"))
     named = set(pictures(exhibits))
     for path in (run / FOLDER).iterdir():
-        if re.fullmatch(r"[\w-]+\.(png|jpg)", path.name) and path.name not in named:
+        if re.fullmatch(r"[A-Za-z0-9_-]+\.(png|jpg)", path.name) and path.name not in named:
             path.unlink()
 
 

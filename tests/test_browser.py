@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 from browser import Tab, a_tab, needs_chromium
+from given_runs import write
+from test_exhibits import some
 from test_report import a_whole_run
 
-from sft_dist import report
+from sft_dist import exhibits, report
 
 BACKGROUND = "getComputedStyle(document.body).backgroundColor"
 TOO_WIDE = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
@@ -26,7 +28,13 @@ def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return report.write(a_whole_run(tmp_path_factory.mktemp("runs") / "run", classes=(LONG, "dog", "eel")))
+    """A page with every section."""
+    run = a_whole_run(tmp_path_factory.mktemp("runs") / "run", classes=(LONG, "dog", "eel"))
+    exhibits.write(run, some(run, layer=LONG))
+    (run / "attempts" / "1").mkdir()
+    row = {"kind": "train", "train/loss": 0.5, "speed/samples_per_s": 16.0, "speed/data_wait_pct": 40}
+    write(run / "metrics.jsonl", *({"step": step, "samples": 32 * step, **row} for step in range(1, 5)))
+    return report.write(run)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +48,8 @@ def test_a_page_fits_its_screen_shows_its_pictures_and_says_nothing(tab: Tab, pa
     tab.value("document.querySelectorAll('details').forEach(one => one.open = true)")
     assert tab.value(BACKGROUND) == paper
     there, shown = tab.value(LOADED)
-    assert there == shown >= 5
+    assert there == shown >= 10
+    assert tab.value("document.querySelectorAll('section').length") == 11
     assert tab.value(TOO_WIDE) == 0 and tab.value("innerWidth") == width
     assert tab.said == []
 
