@@ -52,13 +52,14 @@ def look(folder: Path, at: str) -> list[str]:
     (folder / exhibits.FOLDER).mkdir(mode=0o777 if config.run.shared else 0o700, exist_ok=True)
     made = Exhibits(step=int(found.name.removeprefix("step-")), start=_start(config), classes=classes)
     if splits.fingerprint != read_json(found / "state.json").get("fingerprint"):
-        made = _with(made, told=(*made.told, "the data is not what the run learned from, so nothing is shown of it"))
+        made = _with(made, told=("the data is not what the run learned from, so nothing is shown of it",))
         exhibits.write(folder, made)
         return list(made.told)
     scene, told = _scene(config, folder, found, splits, looked)
-    made = _with(made, told=(*made.told, *told))
+    made = _with(made, told=tuple(told))
     for makes in (_balance, _augmented, _drift, _cams, _embedding):
-        made = _with(made, **makes(scene))
+        shown = makes(scene)
+        made = _with(made, **{**shown, "told": (*made.told, *shown.get("told", ()))})
         exhibits.write(folder, made)
     return [f"looked into {found.name}: {exhibits.FOLDER}/{exhibits.FILE} and {len(exhibits.pictures(made))} pictures", *made.told]
 
