@@ -62,3 +62,12 @@ def test_what_is_wrong_with_a_page_is_seen(tab: Tab, tmp_path: Path) -> None:
     assert tab.value(LOADED) == [1, 0]
     assert tab.value(TOO_WIDE) > 500
     assert [json.loads(said)["args"][0]["value"] for said in tab.said] == ["loud"]
+
+
+def test_paper_is_white_by_night_too(tab: Tab, page: Path) -> None:
+    tab.look_at(page, 1000, dark=True)
+    tab.ask("Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    assert tab.value("getComputedStyle(document.body).color") == "rgb(29, 29, 31)"
+    assert tab.value(BACKGROUND) == "rgb(255, 255, 255)"
+    assert tab.value("getComputedStyle(document.querySelector('nav')).display") == "none"
+    tab.ask("Emulation.setEmulatedMedia", media="")
