@@ -40,7 +40,7 @@ class Limits:
     def of(cls, config: Config) -> "Limits":
         watch = config.watch
         save = watch.save_s if watch.save_s != "auto" else config.save.limit_s + AT_LEAST_S
-        end = config.track.limit_s + AT_LEAST_S  # rank 0 waits for W&B there, whatever a step may take
+        end = config.track.limit_s + config.report.limit_s + AT_LEAST_S  # rank 0 waits there for W&B and for the report
         asked = {"start-up": watch.startup_s, "step": watch.step_s, "evaluation": watch.evaluation_s}
         return cls({**asked, "save": save, "end": end, "waiting for rank 0": 7200})
 

@@ -1,4 +1,4 @@
-"""What shows the metrics of a run elsewhere, beside the training: the process that feeds W&B, and a table. Rank 0 only."""
+"""What shows a run elsewhere: beside the training the process that feeds W&B, after it a table and the report. Rank 0 only."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from sft_dist import signals
-from sft_dist.config import Track
+from sft_dist.config import Report, Track
 from sft_dist.errors import SftError
 from sft_dist.rundir import RunDir, read_json, read_rows, write_atomically
 from sft_dist.session import FOLDER, SYNC, later
@@ -48,6 +48,49 @@ def write_table(run: RunDir) -> None:
 
 
 @contextmanager
+def reported(run: RunDir, report: Report, console: Console) -> Iterator[None]:
+    """Write the report of a run that has come to its end, in a process of its own: whatever happens to it, and however long it takes,
+    costs the run a warning and `report.limit_s` seconds at most."""
+    yield
+    if report.write == "none" or read_json(run.outcome).get("outcome") != "done":
+        return
+    trouble = _write_report(run, report)
+    again = f"the report is not complete: {trouble}; `sft-dist report {run.path}` tries again"
+    say(console, again if trouble else f"   report  {run.path / 'report.html'}")
+
+
+def _write_report(run: RunDir, report: Report) -> str:
+    """What went wrong, or nothing. The process sees no GPU, which may still be full of the run."""
+    command = [sys.executable, "-P", "-m", "sft_dist.report", str(run.path.absolute()), report.write]
+    with signals.held_back():
+        try:
+            process = subprocess.Popen(
+                command,
+                env={**_with_this_package(), "CUDA_VISIBLE_DEVICES": ""},
+                text=True,
+                start_new_session=True,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+        except OSError as error:
+            return f"its process cannot be started ({error})"
+    with process:
+        try:
+            _, told = process.communicate(timeout=report.limit_s)
+        except subprocess.TimeoutExpired:
+            return f"it took longer than report.limit_s = {report.limit_s} s"
+        finally:
+            process.kill()
+    return (told.strip().splitlines() or [f"exit code {process.returncode}"])[-1] if process.returncode else ""
+
+
+def _with_this_package() -> dict[str, str]:
+    paths = [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+@contextmanager
 def _in_wandb(run: RunDir, track: Track, console: Console) -> Iterator[None]:
     """Let a process of its own feed Weights & Biases. It gets the processor time that the training leaves, and nothing waits for it but
     the end: `track.limit_s` seconds at most, and a few where something is more urgent, a stop that was asked for or an error.
@@ -74,13 +117,12 @@ def _in_wandb(run: RunDir, track: Track, console: Console) -> Iterator[None]:
 def _start_mirror(run: RunDir, track: Track, console: Console) -> "subprocess.Popen[str] | None":
     """In a session of its own, so that no signal to the ranks reaches it; what it says besides sentences goes to mirror.log."""
     command = [sys.executable, "-P", "-m", "sft_dist.mirror", str(run.path.absolute()), track.wandb, str(track.limit_s)]
-    paths = [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     try:
         folder = run.path / FOLDER
         folder.mkdir(mode=0o700, exist_ok=True)
         with signals.held_back(), os.fdopen(os.open(folder / "mirror.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)) as log:
             return subprocess.Popen(
-                command, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, text=True, start_new_session=True,
+                command, env=_with_this_package(), text=True, start_new_session=True,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
             )  # fmt: skip
     except OSError as error:

@@ -122,6 +122,23 @@ def compare_command(runs: tuple[str, ...], baseline: tuple[str, ...], out: Path,
     sys.exit(compare(runs, baseline, out, Choice(**choice)))
 
 
+@cli.command("report")
+@RUN
+@click.option("--at", type=click.Choice(["best", "last"]), default="best", show_default=True, help="Which evaluation is shown.")
+@click.option(
+    "--look", is_flag=True, help="Load data and model, and look into them again: for class balance, Grad-CAM, embedding, weight change."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="The file to write; by default RUN/report.html.")
+def report_command(run_folder: Path, at: str, look: bool, out: Path | None) -> None:
+    """Write RUN as one page: scores, curves, classes, calibration, samples, time, attempts."""
+    from sft_dist import report
+
+    report.check(run_folder)
+    if look:
+        click.echo("\n".join(report.look(run_folder, at)))
+    click.echo(f"written: {report.write(run_folder, at, out)}")
+
+
 @cli.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
 @click.option("--project", help="W&B project; by default each run's track.project.")

@@ -189,6 +189,13 @@ class Track(Section):
     """How often a training row is written to metrics.jsonl."""
 
 
+class Report(Section):
+    write: Literal["none", "page", "look"] = "page"
+    """What the end of a finished run writes: `page` is report.html, from the run's own files; `look` first loads data and model again, on the CPU, for class balance, augmented samples, weight change, Grad-CAM and the embedding; `sft-dist report` does both later."""
+    limit_s: Count = 120
+    """Seconds that the end of a run waits, at most, for its report."""
+
+
 class Watch(Section):
     startup_s: Count = 1800
     """Seconds that a rank may take from its start to its first step before its launcher ends the run (exit code 75, with every rank's stack)."""
@@ -232,5 +239,6 @@ class Config(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; `auto` takes CUDA if there is any."""
     track: Track = Track()
+    report: Report = Report()
     watch: Watch = Watch()
     run: Run

@@ -8,7 +8,7 @@ from typing import Any
 
 from sft_dist.records import Record, natural
 
-NOT_THE_RECIPE = ("train.seed", "run.", "track.", "watch.", "save.", "data.root", "data.download", "data.workers")
+NOT_THE_RECIPE = ("train.seed", "run.", "track.", "report.", "watch.", "save.", "data.root", "data.download", "data.workers")
 """Keys in which runs of one recipe may differ. Of the data the fingerprint is compared instead of the place."""
 OWN = ("train.seed", "run.name", "run.dir")  # of each run its own, and never worth a line
 

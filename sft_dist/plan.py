@@ -15,7 +15,7 @@ from sft_dist.units import Span
 
 MAY_CHANGE = (  # on resume: these do not shape the curve; of the data, the fingerprint is compared instead of the place
     "batch.micro", "shard.", "device", "data.workers", "data.root", "data.download", "eval.where", "eval.micro", "eval.test",
-    "save.", "stop.", "track.", "watch.", "run.", "train.duration", "train.allow_emulated", "model.activation_checkpointing",
+    "save.", "stop.", "track.", "report.", "watch.", "run.", "train.duration", "train.allow_emulated", "model.activation_checkpointing",
 )  # fmt: skip
 
 

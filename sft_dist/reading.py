@@ -97,6 +97,11 @@ def read(folder: Path) -> Record:
     )
 
 
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file, as far as it can be read."""
+    return list(_lines(path, []))
+
+
 def touched(folder: Path) -> float:
     """When a run last wrote of itself, in seconds since 1970; 0 where nothing tells."""
     times = [0.0]
@@ -164,7 +169,7 @@ def _curves(run: RunDir) -> Curves:
 
 def _predictions(path: Path) -> Predictions:
     problems: list[str] = []
-    samples: dict[str, tuple[int, int, float]] = {}
+    samples: dict[str, tuple[int, int, float, float]] = {}
     bad = 0
     for row in _lines(path, problems):
         sample, label, probs = row.get("id"), row.get("label"), row.get("probs")
@@ -177,13 +182,13 @@ def _predictions(path: Path) -> Predictions:
             and all(map(is_number, probs))
             and 0 <= label < len(probs)
         ):
-            samples[sample] = (label, probs.index(max(probs)), probs[label])
+            samples[sample] = (label, probs.index(most := max(probs)), probs[label], most)
         else:
             bad += 1
     if bad:
         problems.append(f"{path.name}: {bad} row(s) left out (no id, label and probabilities, or an id that was there before)")
-    truths, guesses, certainty = zip(*samples.values(), strict=True) if samples else ((), (), ())
-    return Predictions(list(samples), truths, guesses, certainty, tuple(problems))
+    truths, guesses, certainty, confidence = zip(*samples.values(), strict=True) if samples else ((), (), (), ())
+    return Predictions(list(samples), truths, guesses, certainty, tuple(problems), confidence)
 
 
 def _lines(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:

@@ -23,13 +23,14 @@ class Curves:
 
 @dataclass(frozen=True)
 class Predictions:
-    """One evaluation, a place for each sample: its id, true class, predicted class, and the probability of the true class."""
+    """One evaluation, a place for each sample: its id, true class, predicted class, and the probabilities of both."""
 
     ids: Sequence[str] = ()
     truths: Sequence[int] = ()
     guesses: Sequence[int] = ()
     certainty: Sequence[float] = ()
     problems: Sequence[str] = ()
+    confidence: Sequence[float] = ()
 
 
 @dataclass(frozen=True)

@@ -241,6 +241,7 @@ def _tracking(parts: Parts) -> Iterator[Parts]:
         yield parts
         return
     with (
+        beside.reported(parts.folder, parts.config.report, parts.console),
         beside.mirrored(parts.folder, parts.config.track, parts.console),
         closing(Tracker(parts.folder, parts.plan, parts.console)) as tracker,
     ):

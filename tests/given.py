@@ -13,6 +13,7 @@ data: {name: digits, size: 32}
 model: {name: resnet18}
 batch: {total: 32, micro: 8}
 train: {duration: "25 epochs"}
+report: {write: none}
 run: {name: small}
 """
 

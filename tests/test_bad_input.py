@@ -17,6 +17,7 @@ CONFIG = {
     "train": {"duration": "6 steps"},
     "save": {"every": "2 steps"},
     "device": "cpu",
+    "report": {"write": "none"},
 }
 
 

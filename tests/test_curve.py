@@ -53,6 +53,7 @@ def write_config(folder: Path, data: Path, weights: Path, name: str, micro: int,
         "save": {"every": "1000 steps", "keep": 1},
         "precision": settings["precision"],
         "device": "cpu",
+        "report": {"write": "none"},
         "run": {"dir": str(folder / "runs"), "name": name},
     }
     path = folder / f"{name}.yaml"

@@ -62,7 +62,7 @@ def test_every_link_within_the_repository_leads_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=title)
 def test_every_config_key_that_is_named_exists(page: Path) -> None:
     named = re.findall(rf"(?<![\w./-])((?:{'|'.join(SECTIONS)})\.[a-z_]+)\b(?![(/])", page.read_text())
-    files_and_rooms = re.compile(r".*\.(py|safetensors|run|window|json|ya?ml)$")
+    files_and_rooms = re.compile(r".*\.(py|safetensors|run|window|json|html|ya?ml)$")
     deliberate_mistakes = {"optim.lrr"}
     unknown = {key for key in named if not files_and_rooms.match(key)} - KEYS - deliberate_mistakes
     assert not unknown, f"{title(page)} names {sorted(unknown)}"

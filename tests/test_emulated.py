@@ -66,6 +66,7 @@ def a_job(folder: Path, name: str, optim: dict[str, object], strategy: str, step
         "shard": {"strategy": strategy, "offload": OFFLOADED.get(strategy, "none") if precision == "fp32" else "none"},
         "precision": precision,
         "device": "cpu",
+        "report": {"write": "none"},
         "run": {"dir": str(folder / "runs"), "name": name},
     }
     path = folder / f"{name}-{strategy}-{steps}.yaml"

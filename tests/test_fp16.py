@@ -27,6 +27,7 @@ CONFIG = {
     "ema": {"decay": 0.5, "warmup": False},
     "precision": "fp16",
     "device": "cpu",
+    "report": {"write": "none"},
 }
 
 

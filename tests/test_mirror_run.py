@@ -25,6 +25,7 @@ CONFIG = {
     "eval": {"every": "5 steps", "micro": 60},
     "save": {"every": "4 steps"},
     "device": "cpu",
+    "report": {"write": "none"},
     "track": {"project": "pets", "limit_s": 10},
 }
 

@@ -24,6 +24,7 @@ CONFIG = {
     "save": {"every": "4 steps", "keep": 2},
     "precision": "fp64",
     "device": "cpu",
+    "report": {"write": "none"},
 }
 
 

@@ -75,7 +75,8 @@ def read(path: Path) -> dict:
 def test_a_run_leaves_what_the_design_says(folder):
     run = folder / "runs" / "plain"
     assert {path.name for path in run.iterdir()} == {
-        ".lock", "attempts", "checkpoints", "config.yaml", "env.json", "metrics.jsonl", "outcome.json", "plan.json", "predictions", "scores.json",
+        ".lock", "attempts", "checkpoints", "config.yaml", "env.json", "metrics.jsonl", "outcome.json", "plan.json", "predictions",
+        "report.html", "scores.json",
     }  # fmt: skip
     assert read(run / "outcome.json") == {"outcome": "done", "step": 15, "attempt": 1, "reason": "all 15 steps are made"}
     assert (read(run / "plan.json")["world"], read(run / "plan.json")["passes_per_rank"]) == (1, [2])

@@ -2,16 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from sft_dist.curves import Point, series, thin
-from sft_dist.pages import figures, words
-from sft_dist.records import printable
+from sft_dist.pages import figures, paper, words
+from sft_dist.pages.figures import Picture
 from sft_dist.standings import Entry
 from sft_dist.verdicts import Comparison
 
-TEMPLATES = Path(__file__).parent / "templates"
 DRAWN = len(figures.COLOURS)  # groups whose curves are drawn over each other
 POINTS = 400  # of one curve: more than a picture is wide
 MOVED = 24  # samples a pair and a direction that the page shows; compare.json names them all
@@ -35,29 +32,11 @@ AXES = (
 )
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A picture with the words that stand for it where it cannot be seen."""
-
-    uri: str
-    alt: str
-
-
 def page(comparison: Comparison, pictures: Mapping[str, str]) -> str:
     """The whole file. pictures: sample id -> data URI of its picture, as far as there are any."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_plain,
-    )
-    template = environment.get_template("compare.html")
     drawn = [(axis.title, list(_pictures(comparison, axis))) for axis in AXES]
-    return template.render(
+    return paper.render(
+        "compare.html",
         comparison=comparison,
         words=words,
         figures=figures,
@@ -74,10 +53,6 @@ def shown_samples(comparison: Comparison) -> list[str]:
     """The ids of the samples that the page shows, as far as pictures are worth looking for."""
     found = dict.fromkeys(one.id for pair in comparison.pairs for moved in (pair.better, pair.worse) for one in moved[:MOVED])
     return list(found)[:PICTURES]
-
-
-def _plain(value: Any) -> Any:
-    return printable(value) if type(value) is str else value  # jinja2's own Markup is a str too, and has its line ends
 
 
 def _pictures(comparison: Comparison, axis: Axis) -> Iterator[Picture]:

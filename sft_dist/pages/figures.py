@@ -1,13 +1,17 @@
-"""Curves as pictures: SVG that follows the reader's light or dark colours, as a data URI that an <img> shows."""
+"""Pictures as SVG that follows the reader's light or dark colours, each a data URI that an <img> shows."""
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from sft_dist.calibration import Calibration
+
 COLOURS = ("#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#b8860b", "#a6761d")
 DASHES = {"solid": "none", "dashed": "6 3", "dotted": "2 2", "dashdot": "6 2 2 2"}  # so that colour alone tells nothing; in SVG's words
+MARKS, GLYPHS = "os^DvPX*", "●■▲◆▼✚✖★"  # likewise of points, and the same for words
 INK = "#123456"  # what matplotlib draws axes and words in, replaced by the reader's own colour
 FEW = 40  # points of a line that are marked one by one
 SETTINGS: dict[Any, Any] = {
@@ -30,6 +34,14 @@ class Line:
     y: Sequence[float]
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A picture with the words that stand for it where it cannot be seen."""
+
+    uri: str
+    alt: str
+
+
 def colour(group: int) -> str:
     return COLOURS[group % len(COLOURS)]
 
@@ -38,24 +50,80 @@ def dash(group: int) -> str:
     return list(DASHES)[group % len(DASHES)]
 
 
-def curves(lines: Sequence[Line], x_label: str, y_label: str, whole: bool) -> str:
-    """The picture of some curves over each other. It bears no legend: names are the page's to write. whole: x counts things."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
+def curves(lines: Sequence[Line], x_label: str, y_label: str, whole: bool, marks: Sequence[float] = ()) -> str:
+    """The picture of some curves over each other. It bears no legend: names are the page's to write. whole: x counts things.
 
-    with rc_context(SETTINGS):
-        figure = Figure(figsize=(4.8, 3.0), layout="constrained")
-        axes = figure.subplots()
+    marks: places on the x axis where a thin line stands.
+    """
+    with _drawing(4.8, 3.0) as (axes, made):
         for line in lines:
             marker = "o" if len(line.x) <= FEW else None
             axes.plot(line.x, line.y, color=colour(line.group), linestyle=dash(line.group), linewidth=1.3, marker=marker, markersize=3)
+        for place in marks:
+            axes.axvline(place, color=INK, alpha=0.5, linewidth=0.8, linestyle="dotted")
         axes.set(xlabel=x_label, ylabel=y_label)
         axes.locator_params(axis="x", integer=whole)
         axes.grid(alpha=0.2, color=INK)
-        axes.spines[["top", "right"]].set_visible(False)
+    return made[0]
+
+
+def reliability(found: Calibration) -> str:
+    """Accuracy against confidence, a bar for each bin, and the line on which they would be equal; below, how many samples a bin holds."""
+    with _drawing(4.2, 4.2, rows=2) as ((axes, below), made):
+        left, width = [one.low for one in found.bins], [one.high - one.low for one in found.bins]
+        shape: dict[str, Any] = {"width": width, "align": "edge", "edgecolor": INK, "linewidth": 0.5}
+        axes.bar(left, [one.accuracy for one in found.bins], color=colour(0), **shape)
+        axes.plot([one.confidence for one in found.bins], [one.accuracy for one in found.bins], "o", color=INK, markersize=3)
+        axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle="dashed")
+        axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
+        below.bar(left, [one.samples for one in found.bins], color=colour(0), alpha=0.5, **shape)
+        below.set(xlim=(0, 1), xlabel="confidence", ylabel="samples")
+        below.locator_params(axis="y", nbins=3, integer=True)
+    return made[0]
+
+
+def heat(shares: Sequence[Sequence[float]]) -> str:
+    """A square of numbers from 0 to 1: rows are truths, columns what was said."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    shading = LinearSegmentedColormap.from_list("shading", [(0.12, 0.47, 0.71, 0), (0.12, 0.47, 0.71, 1)])
+    with _drawing(4.8, 4.6) as (axes, made):
+        axes.imshow(shares, cmap=shading, vmin=0, vmax=1, interpolation="none")
+        axes.set(xlabel="said (class number)", ylabel="truth (class number)")
+    return made[0]
+
+
+def scatter(points: Sequence[tuple[float, float]], labels: Sequence[int], shown: Sequence[int]) -> str:
+    """Points by class: those of `shown` in colours and marks of their own, the others grey. Both axes have one scale and no unit."""
+    with _drawing(4.2, 4.0) as (axes, made):
+        others = [point for point, label in zip(points, labels, strict=True) if label not in shown]
+        style: dict[str, Any] = {"s": 12, "linewidths": 0, "rasterized": True}  # thousands of points would be a large file
+        axes.scatter([x for x, _ in others], [y for _, y in others], color="#888888", alpha=0.4, **style)
+        for place, label in enumerate(shown):
+            its = [point for point, one in zip(points, labels, strict=True) if one == label]
+            marker = MARKS[place % len(MARKS)]
+            axes.scatter([x for x, _ in its], [y for _, y in its], color=colour(place), marker=marker, alpha=0.75, **style)
+        axes.set(xticks=[], yticks=[], xlabel="first component", ylabel="second component")
+        axes.set_aspect("equal", adjustable="datalim")
+    return made[0]
+
+
+@contextmanager
+def _drawing(width: float, height: float, rows: int = 1) -> Iterator[tuple[Any, list[str]]]:
+    """Axes to draw on, two below each other with rows=2; and a list that holds the picture's URI when the context has ended."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    made: list[str] = []
+    with rc_context(SETTINGS):
+        figure = Figure(figsize=(width, height), layout="constrained", dpi=150)
+        axes = figure.subplots(rows, 1, height_ratios=(3, 1)[:rows], sharex=rows > 1) if rows > 1 else figure.subplots()
+        yield axes, made
+        for one in figure.axes:
+            one.spines[["top", "right"]].set_visible(False)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return _uri(file.getvalue())
+    made.append(_uri(file.getvalue()))
 
 
 def _uri(svg: str) -> str:

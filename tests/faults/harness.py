@@ -36,6 +36,7 @@ CONFIG = {
     "ema": {"decay": 0.9},
     "precision": "fp64",
     "device": "cpu",
+    "report": {"write": "none"},
 }
 
 

@@ -30,6 +30,7 @@ CONFIG = {
     "save": {"every": "4 steps", "background": False},
     "precision": "fp64",
     "device": "cpu",
+    "report": {"write": "none"},
 }
 LONG = ("train.duration=4000 steps", "eval.every=4000 steps", "save.every=4000 steps")
 TWO = ("launch", "run", "--nodes", "2", "--simulate", "--procs", "1")

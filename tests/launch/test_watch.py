@@ -51,9 +51,9 @@ def test_each_phase_has_its_own_patience(phase: str, silent_s: float, late: bool
     assert late_after(Silences(Limits(ASKED)), {0: beat(phase)}, silent_s) == ([0] if late else [])
 
 
-def test_a_wait_for_wandb_at_the_end_is_no_silence_however_short_a_step_is() -> None:
-    silences = Silences(limits(watch__step_s=5, track={"wandb": "online", "limit_s": 240}))
-    assert late_after(silences, {0: beat("end")}, 540) == []
+def test_a_wait_for_wandb_and_the_report_at_the_end_is_no_silence_however_short_a_step_is() -> None:
+    silences = Silences(limits(watch__step_s=5, track={"wandb": "online", "limit_s": 240}, report={"limit_s": 60}))
+    assert late_after(silences, {0: beat("end")}, 600) == []
     assert late_after(silences, {0: beat("end")}, 2) == [0]
 
 

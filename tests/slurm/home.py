@@ -20,6 +20,7 @@ CONFIG = {
     "save": {"every": "5 steps"},
     "precision": "fp64",
     "device": "cpu",
+    "report": {"write": "none"},
 }
 
 

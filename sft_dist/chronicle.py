@@ -1,0 +1,124 @@
+"""What happened to a run: its attempts and how each ended, and where the time went."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sft_dist import attempts
+from sft_dist.attempts import Attempt
+from sft_dist.curves import series
+from sft_dist.reading import rows_of
+from sft_dist.records import Record, is_number
+from sft_dist.rundir import RunDir
+from sft_dist.study import Study
+
+SLOW_PCT = 20  # of the time in steps: waiting for data for longer than that is worth a word
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One attempt. None: not recorded, as without an agent. lost: steps of the one before that were made again. saves: seconds of each."""
+
+    number: int
+    began: str | None
+    processes: int | None
+    nodes: int | None
+    from_step: int | None
+    seconds: float | None
+    lost: int
+    saves: Sequence[float]
+    end: str
+    failed: bool
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds. computing, waiting (for data): of the steps in the curve; lost: of steps that were made again. between: whatever lies
+    between the steps (start, evaluation, what a save holds up), known where all attempts were recorded."""
+
+    computing: float
+    waiting: float
+    lost: float
+    between: float | None
+
+    @property
+    def total(self) -> float:
+        return self.computing + self.waiting + self.lost + (self.between or 0.0)
+
+    @property
+    def slow_data(self) -> bool:
+        return 100 * self.waiting > SLOW_PCT * (self.computing + self.waiting)
+
+
+def chapters(record: Record) -> list[Chapter]:
+    """The attempts in order, as far as their folders can be read."""
+    run, found = RunDir(Path(record.place)), []
+    with suppress(OSError, RecursionError):
+        numbers = attempts.numbers(run)
+        for number, turn in zip(numbers, record.turns, strict=False):
+            attempt = attempts.read(run, number)
+            about = attempt.about
+            lost = [row for row in rows_of(attempt.path / "rewound.jsonl") if row.get("kind") == "train"]
+            saves = [row.get("seconds") for row in rows_of(attempt.path / "saves.jsonl")]
+            found.append(
+                Chapter(
+                    number,
+                    _moment(about.get("started_ns")),
+                    turn.processes,
+                    _whole(about.get("nodes")),
+                    _whole(about.get("from_step")),
+                    turn.seconds,
+                    len(lost),
+                    [seconds for seconds in saves if is_number(seconds)],
+                    _end(attempt, record.outcome, latest=number == numbers[-1]),
+                    bool(attempt.failures),
+                )
+            )
+    return found
+
+
+def times(study: Study) -> Times | None:
+    """Where the time went; None where no row has a speed."""
+    computing = waiting = before = 0.0
+    for point in series(study.curves.rows, "speed/data_wait_pct"):
+        if point.seconds is None:
+            return None
+        spent, before = point.seconds - before, point.seconds
+        waiting += spent * min(100.0, max(0.0, point.value)) / 100
+        computing += spent * (1 - min(100.0, max(0.0, point.value)) / 100)
+    if not before or study.cost.train_s is None:
+        return None
+    lost = max(0.0, study.cost.train_s - before)
+    wall = study.cost.wall_s
+    return Times(computing, waiting, lost, None if wall is None else max(0.0, wall - study.cost.train_s))
+
+
+def _end(attempt: Attempt, outcome: Mapping[str, Any], latest: bool) -> str:
+    """How an attempt ended, in a line; the run's outcome is that of the latest one."""
+    if attempt.failures:
+        more = len(attempt.failures) - 1
+        return f"failed: {attempts.describe(attempt.failures[0])}" + (f" (and {more} more)" if more else "")
+    if outcome.get("attempt") == attempt.number:
+        error = outcome.get("error")
+        told = error.get("message") if isinstance(error, dict) else outcome.get("reason")
+        return f"{outcome.get('outcome')}: {next(iter(str(told).splitlines()), '')}"
+    asked = [node.ended["asked"] for node in attempt.nodes if node.ended and node.ended.get("asked")]
+    if asked:
+        return f"saved and stopped: asked by {asked[0]}"
+    codes = [node.ended.get("code") for node in attempt.nodes if node.ended]
+    if codes:
+        return f"exit code {codes[0]}"
+    return f"left no record of its end: it was killed{', or still runs' if latest else ''}"
+
+
+def _moment(started_ns: object) -> str | None:
+    with suppress(ValueError, OverflowError, OSError):
+        return datetime.fromtimestamp(started_ns / 1e9, UTC).strftime("%Y-%m-%d %H:%M UTC") if is_number(started_ns) else None
+    return None
+
+
+def _whole(value: object) -> int | None:
+    return int(value) if is_number(value) else None

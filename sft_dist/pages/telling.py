@@ -1,0 +1,101 @@
+"""What stands out in a run, in sentences."""
+
+from collections.abc import Iterator, Sequence
+
+from sft_dist.calibration import Calibration
+from sft_dist.chronicle import Chapter, Times
+from sft_dist.curves import series
+from sft_dist.pages import words
+from sft_dist.study import Answer, Study, wilson
+
+RISEN = 1.05  # times its lowest: a loss that is worth a word
+SURE = 0.02  # of difference between confidence and accuracy, likewise, where chance would not make it
+STANDS = {
+    "done": "Done",
+    "saved": "Saved and stopped, not at its end",
+    "failed": "Failed",
+    "unfinished": "Unfinished: it still runs, or was killed",
+}
+
+
+def ended(study: Study, chapters: Sequence[Chapter]) -> str:
+    """How the run stands: its outcome and, where it left none, the record of its latest attempt."""
+    outcome = str(study.record.outcome.get("outcome"))
+    return outcome if outcome in STANDS else "failed" if chapters and chapters[-1].failed else "unfinished"
+
+
+def verdict(study: Study, how: str) -> str:
+    """The run in a sentence: how it stands, and its score with what it rests on."""
+    stands = STANDS[how]
+    if study.headline is None or study.step is None:
+        return f"{stands}. There is no evaluation yet."
+    name = words.score(study.record.headline)
+    within = ""
+    if study.samples and name == "top1":
+        low, high = wilson(study.headline, study.samples)
+        within = f" on {study.samples} validation samples (95 % interval {low:.3f} to {high:.3f})"
+    of = study.record.plan.get("total_steps")
+    return f"{stands}. {name} {study.headline:.4f}{within}, the {study.at} evaluation, at step {study.step} of {of}."
+
+
+def remarks(study: Study, times: Times | None, chapters: Sequence[Chapter]) -> Iterator[str]:
+    """What a person would want to be told, the most important first."""
+    name = words.score(study.record.headline)
+    if study.test:
+        tested = {metric: value for metric, value in study.test.items() if words.score(metric) == name}
+        yield from (f"On the test split, which chose nothing: {name} {value:.4f}." for value in tested.values())
+    elif study.at == "best" and study.headline is not None:
+        yield f"The same samples chose this checkpoint, so {name} flatters it a little; no test split has scored it."
+    if study.commonest is not None and study.headline is not None and name == "top1":
+        yield f"Always saying the commonest class would score {study.commonest:.4f}."
+    yield from _classes(study)
+    yield from _trend(study)
+    if study.calibration:
+        yield sureness(study.calibration)
+    if times and times.slow_data:
+        share = 100 * times.waiting / (times.computing + times.waiting)
+        yield f"{share:.0f} % of the time in steps was spent waiting for data: more data.workers, or smaller files, would make it faster."
+    if lost := sum(chapter.lost for chapter in chapters):
+        yield f"{lost} steps were lost in interruptions and made again, in {len(chapters)} attempts."
+
+
+def sureness(found: Calibration) -> str:
+    """Whether confidence can be taken at its word."""
+    gap = found.confidence - found.accuracy
+    told = f"Its confidence is {found.confidence:.3f} on average, and it is right in {found.accuracy:.3f} of cases"
+    if found.error < 2 * found.by_chance or abs(gap) < SURE:
+        return f"{told}: about as sure as it is right, as far as so many samples can tell."
+    return f"{told}: {'surer than it should be' if gap > 0 else 'less sure than it could be'}."
+
+
+def answer(one: Answer) -> str:
+    """What a picture of a sample shows."""
+    return f"{one.id}: {one.truth}, taken for {one.said}" if not one.right else f"{one.id}: {one.truth}, taken for that"
+
+
+def _classes(study: Study) -> Iterator[str]:
+    scored = [score for score in study.classes if score.support]
+    if len(scored) > 2:
+        weakest = min(scored, key=lambda score: score.f1)
+        yield f"The weakest class is {weakest.name}: F1 {weakest.f1:.3f} over {weakest.support} samples."
+    if study.mistakes:
+        most = study.mistakes[0]
+        yield f"Most often, {most.truth} is taken for {most.said}: {most.count} times, {100 * most.share:.0f} % of its samples."
+
+
+def _trend(study: Study) -> Iterator[str]:
+    """Whether the curves ask for less or for more."""
+    losses = [point for point in series(study.curves.rows, "val/loss") if point.step > 0]
+    trained = {point.step: point.value for point in series(study.curves.rows, "train/mean_loss")}
+    if len(losses) < 2:
+        return
+    lowest, last = min(losses, key=lambda point: point.value), losses[-1]
+    before, after = trained.get(lowest.step), trained.get(last.step)
+    if last.value > RISEN * lowest.value:
+        if before is not None and after is not None and after < before:
+            yield (
+                f"val/loss was lowest, {lowest.value:.4g}, at step {lowest.step} and rose to {last.value:.4g} by step {last.step}, while "
+                f"train/mean_loss fell from {before:.4g} to {after:.4g}: it overfits from there on."
+            )
+    elif study.record.done and study.record.step("best") == study.record.step("last"):
+        yield "The last evaluation is the best: longer training may still gain."

@@ -1,0 +1,73 @@
+"""The report in a real browser: nothing goes wrong, every picture is there, and it fits a telephone, by day and by night."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import Tab, a_tab, needs_chromium
+from given_runs import write
+from test_exhibits import some
+from test_report import a_whole_run
+
+from sft_dist import exhibits, report
+
+BACKGROUND = "getComputedStyle(document.body).backgroundColor"
+TOO_WIDE = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+LOADED = """Promise.all([...document.images].map(i => i.decode().then(() => i.naturalWidth > 0, () => false)))
+.then(all => [all.length, all.filter(Boolean).length])"""
+LONG = "a_class_with_a_name_that_never_ends_and_has_no_space_anywhere_in_it_" * 3
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
+    needs_chromium()
+    with a_tab(tmp_path_factory.mktemp("chromium")) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page with every section."""
+    run = a_whole_run(tmp_path_factory.mktemp("runs") / "run", classes=(LONG, "dog", "eel"))
+    exhibits.write(run, some(run, layer=LONG))
+    (run / "attempts" / "1").mkdir()
+    row = {"kind": "train", "train/loss": 0.5, "speed/samples_per_s": 16.0, "speed/data_wait_pct": 40}
+    write(run / "metrics.jsonl", *({"step": step, "samples": 32 * step, **row} for step in range(1, 5)))
+    return report.write(run)
+
+
+@pytest.mark.parametrize(
+    ("width", "dark", "paper"),
+    [(360, False, "rgb(255, 255, 255)"), (360, True, "rgb(22, 22, 24)"), (1200, False, "rgb(255, 255, 255)")],
+    ids=["telephone", "telephone by night", "desk"],
+)
+def test_a_page_fits_its_screen_shows_its_pictures_and_says_nothing(tab: Tab, page: Path, width: int, dark: bool, paper: str) -> None:
+    tab.said.clear()
+    tab.look_at(page, width, dark)
+    tab.value("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert tab.value(BACKGROUND) == paper
+    there, shown = tab.value(LOADED)
+    assert there == shown >= 10
+    assert tab.value("document.querySelectorAll('section').length") == 11
+    assert tab.value(TOO_WIDE) == 0 and tab.value("innerWidth") == width
+    assert tab.said == []
+
+
+def test_what_is_wrong_with_a_page_is_seen(tab: Tab, tmp_path: Path) -> None:
+    bad = '<img src="data:image/png;base64,AAAA"><p style="width: 900px">wide</p><script>console.log("loud")</script>'
+    (tmp_path / "bad.html").write_text(f"<!DOCTYPE html><meta name=viewport content='width=device-width'>{bad}")
+    tab.said.clear()
+    tab.look_at(tmp_path / "bad.html", 360, dark=False)
+    assert tab.value(LOADED) == [1, 0]
+    assert tab.value(TOO_WIDE) > 500
+    assert [json.loads(said)["args"][0]["value"] for said in tab.said] == ["loud"]
+
+
+def test_paper_is_white_by_night_too(tab: Tab, page: Path) -> None:
+    tab.look_at(page, 1000, dark=True)
+    tab.ask("Emulation.setEmulatedMedia", media="print", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    assert tab.value("getComputedStyle(document.body).color") == "rgb(29, 29, 31)"
+    assert tab.value(BACKGROUND) == "rgb(255, 255, 255)"
+    assert tab.value("getComputedStyle(document.querySelector('nav')).display") == "none"
+    tab.ask("Emulation.setEmulatedMedia", media="")
