@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sft_dist import ending, guard
+from sft_dist import ending, guard, prepare_cli
 from sft_dist.pulse import Pulse
 
 if TYPE_CHECKING:  # `--help` must not build the config
@@ -198,6 +198,10 @@ def prune_command(run_folder: Path, dry_run: bool, **rule: Any) -> None:
 
     gone = inventory.prune(inventory.find(run_folder), inventory.Rule(**rule), dry_run)
     click.echo("\n".join(inventory.describe_gone(gone, dry_run)))
+
+
+for command in (prepare_cli.config_group,):
+    cli.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -16,12 +16,12 @@ PACKAGE = ROOT / "sft_dist"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = (
-    "errors units redact config parse plan refuse schedule tally manifest rundir revision scaling progress signals pulse attempts "
+    "errors units redact config parse plan refuse schema schedule tally manifest rundir revision scaling progress signals pulse attempts "
     "locks inventory notice records reading curves groups selection listing",
     "datasets session mirror preflight transforms archive weights blocks models optim tasks loading",
     "machine sharding engine",
     "average checkpoint saver export evaluate loop track beside pictures noise pairing standings verdicts pages compare score run",
-    "guard ending cli train __main__",
+    "guard ending prepare_cli cli train __main__",
 )
 ORDER = " ".join(FLOORS).split()
 PAPER = FLOORS[0].split()
