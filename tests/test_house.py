@@ -21,7 +21,7 @@ FLOORS = (
     "datasets session mirror preflight transforms archive weights blocks models optim tasks loading",
     "machine sharding engine",
     "average checkpoint saver export evaluate loop track beside pictures noise pairing standings verdicts pages compare score run",
-    "guard ending prepare_cli cli train __main__",
+    "guard ending draft prepare_cli cli train __main__",
 )
 ORDER = " ".join(FLOORS).split()
 PAPER = FLOORS[0].split()
