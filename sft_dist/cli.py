@@ -200,7 +200,7 @@ def prune_command(run_folder: Path, dry_run: bool, **rule: Any) -> None:
     click.echo("\n".join(inventory.describe_gone(gone, dry_run)))
 
 
-for command in (prepare_cli.init_command, prepare_cli.config_group):
+for command in (prepare_cli.init_command, prepare_cli.config_group, prepare_cli.data_group):
     cli.add_command(command)
 
 

@@ -20,7 +20,7 @@ FLOORS = (
     "locks inventory notice records reading curves groups selection listing",
     "datasets session mirror preflight transforms archive weights blocks models optim tasks loading",
     "machine sharding engine",
-    "average checkpoint saver export evaluate loop track beside pictures noise pairing standings verdicts pages compare score run",
+    "average checkpoint saver export evaluate loop track beside pictures census likeness findings noise pairing standings verdicts pages compare datacheck score run",
     "guard ending draft prepare_cli cli train __main__",
 )
 ORDER = " ".join(FLOORS).split()
