@@ -106,6 +106,17 @@ def ls_runs_command(folder: Path, as_json: bool) -> None:
     click.echo("".join(f"passed over {line}\n" for line in passed), err=True, nl=False)
 
 
+@cli.command("watch")
+@click.argument("place", type=click.Path(path_type=Path), default="runs", metavar="[RUN|RUNS]")
+@click.option("--once", is_flag=True, help="Print how it stands, and end.")
+@click.option("--every", "every_s", type=click.FloatRange(0.2), default=2.0, show_default=True, help="Seconds between two looks.")
+def watch_command(place: Path, once: bool, every_s: float) -> None:
+    """Watch a run, or all runs in a folder, from their files alone: progress, curves, ranks, what is left. Ends with the run, or on ctrl-C."""
+    from sft_dist import watch
+
+    watch.watch(place, once, every_s)
+
+
 @cli.command("compare")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option("--at", type=click.Choice(["last", "best"]), default="last", show_default=True, help="Which evaluation is compared.")

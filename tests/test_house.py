@@ -17,10 +17,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = (
     "errors units redact config parse plan refuse schema schedule tally manifest rundir revision scaling progress signals pulse attempts "
-    "locks inventory notice records reading curves groups selection listing",
+    "locks inventory notice records reading curves groups selection listing sight",
     "datasets session mirror preflight transforms archive weights blocks models optim tasks loading",
     "machine sharding engine",
-    "average checkpoint saver export evaluate loop track beside pictures census likeness findings noise pairing standings verdicts pages compare datacheck score run",
+    "average checkpoint saver export evaluate loop track beside pictures census likeness findings noise pairing standings verdicts pages compare datacheck watch score run",
     "guard ending draft prepare_cli cli train __main__",
 )
 ORDER = " ".join(FLOORS).split()
