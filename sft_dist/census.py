@@ -123,7 +123,7 @@ def _of_file(path: Path) -> tuple[Any, tuple[str, ...]]:
         raise ValueError("it is no regular file")  # a pipe would be waited for
     with Image.open(path, formats=images.FORMATS) as image:
         mode, kind, moves = image.mode, str(image.format), getattr(image, "is_animated", False)
-    odd = () if path.suffix.lower() in ENDINGS[kind] else (f"it is a {kind} under the name of another format",)
+    odd: tuple[str, ...] = () if path.suffix.lower() in ENDINGS[kind] else (f"it is a {kind} under the name of another format",)
     odd += () if mode in PLAIN else (f"its mode is {mode}, which is turned into RGB",)
     odd += ("it has several pictures, of which the first counts",) if moves else ()
     return images.decode(path), odd

@@ -176,7 +176,7 @@ def _size(sight: Sight) -> int:
 
 def _batch(samples: int) -> int:
     """The largest power of two of which there are at least ten in an epoch, between 2 and 64."""
-    return max(2, min(64, 2 ** int(math.log2(max(2, samples / 10)))))
+    return max(2, min(64, 1 << int(math.log2(max(2, samples / 10)))))
 
 
 def _shorter_side(path: Path) -> int | None:

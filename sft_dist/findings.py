@@ -139,7 +139,8 @@ def _same(census: Census) -> Iterator[Finding]:
 
 
 def _alike(census: Census) -> Iterator[Finding]:
-    leaks, within = [], []
+    leaks: list[Item] = []
+    within: list[Item] = []
     for pair in likeness.alike(census.looks, census.parts):
         places = (pair.one, pair.other)
         item = census.item(places, f"{' and '.join(map(census.said, places))}; likeness {pair.correlation:.3f}")

@@ -78,5 +78,5 @@ def _nearest(vectors: Any, rows: Sequence[int], columns: Sequence[int]) -> Itera
             if place in own:
                 likeness[i, own[place]] = -1
         best = likeness.argmax(axis=1)
-        for i in np.flatnonzero(likeness[np.arange(len(here)), best] >= ALIKE):
-            yield here[i], columns[best[i]], float(likeness[i, best[i]])
+        for row in np.flatnonzero(likeness[np.arange(len(here)), best] >= ALIKE).tolist():
+            yield here[row], columns[best[row]], float(likeness[row, best[row]])

@@ -81,6 +81,8 @@ class Rows:
         self.path, self.most_bytes = path, most_bytes
         self.rows: list[dict[str, Any]] = []
         self.file, self.read_to = 0, 0
+        self.landed: dict[int, float] = {}
+        """Step -> when its checkpoint was committed, of all that were seen: a run deletes its older ones."""
 
     def look(self) -> Sequence[Mapping[str, Any]]:
         """All rows so far, cut to what is shown. A file that was rewound by a resume is another one, and is read from its start."""
@@ -125,7 +127,7 @@ def look(folder: Path, rows: Rows, now: float) -> Sight:
         epochs=float(plan["epochs"]) if is_number(plan.get("epochs")) else None,
         quiet_s=quiet_s,
         headline=headline,
-        left=_left(run, plan, seen, step, speed, attempt) if state in ("running", "silent") else None,
+        left=_left(plan, step, speed, _evaluation_s(seen, _landed(run, rows))) if state in ("running", "silent") else None,
         samples_per_s=speed,
         data_wait_pct=_middle(recent, "speed/data_wait_pct"),
         curves={name: values for name in ("train/loss", "val/loss", headline, "train/lr") if (values := _curve(seen, name))},
@@ -133,17 +135,14 @@ def look(folder: Path, rows: Rows, now: float) -> Sight:
     )
 
 
-def _left(
-    run: RunDir, plan: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], step: int, speed: float | None, attempt: Attempt | None
-) -> Left | None:
+def _left(plan: Mapping[str, Any], step: int, speed: float | None, evaluation_s: float | None) -> Left | None:
     """The steps at the present speed, and the evaluations at what those so far took; else at what training on as many samples takes."""
     total, batch, samples = (_whole(plan.get(name)) for name in ("total_steps", "global_batch", "val_samples"))
     if not speed or speed < 0 or total is None or batch is None or samples is None:
         return None
     coming = _evaluations(step, total, plan.get("eval_every"))
-    measured = _evaluation_s(run, rows, attempt)
-    each = samples / speed if measured is None else measured
-    return Left(float(max(0, total - step)) * float(batch) / speed + float(coming) * each, coming, each, measured is not None)
+    each = samples / speed if evaluation_s is None else evaluation_s
+    return Left(float(max(0, total - step)) * float(batch) / speed + float(coming) * each, coming, each, evaluation_s is not None)
 
 
 def _evaluations(step: int, total: int, every: object) -> int:
@@ -155,17 +154,17 @@ def _evaluations(step: int, total: int, every: object) -> int:
     return 0
 
 
-def _evaluation_s(run: RunDir, rows: Sequence[Mapping[str, Any]], attempt: Attempt | None) -> float | None:
-    """Seconds of an evaluation, with what else goes on between steps: the time between two checkpoints less that of the steps between them.
+def _landed(run: RunDir, rows: Rows) -> list[tuple[int, float]]:
+    """The checkpoints since the last attempt wrote down what it runs on, by the file server's clock: before it lies time in which nobody ran."""
+    for path in run.checkpoints.glob("step-*"):
+        if (found := STEP.fullmatch(path.name)) and (when := _touched(path / "MANIFEST.json")):
+            rows.landed[int(found[1])] = when
+    begun = _touched(run.path / "env.json") or 0.0
+    return sorted((step, when) for step, when in rows.landed.items() if when >= begun)
 
-    By the file server's clock. Only checkpoints of the last attempt count: between two attempts lies the time that nobody ran.
-    """
-    begun = _touched(attempt.path / "attempt.json") or attempt.path.stat().st_ctime if attempt else 0.0
-    landed = sorted(
-        (int(found[1]), when)
-        for path in run.checkpoints.glob("step-*")
-        if (found := STEP.fullmatch(path.name)) and (when := _touched(path / "MANIFEST.json")) and when >= begun
-    )
+
+def _evaluation_s(rows: Sequence[Mapping[str, Any]], landed: Sequence[tuple[int, float]]) -> float | None:
+    """Seconds of an evaluation, with what else goes on between steps: the time between two checkpoints less that of the steps between them."""
     spent = {point.step: point.seconds for point in curves.series(rows, "train/loss")}
     evaluated = [row["step"] for row in rows if row["kind"] == "eval"]
     each = []
@@ -225,4 +224,4 @@ def _touched(path: Path) -> float | None:
 
 
 def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) and is_number(value) else None
+    return value if is_number(value) and isinstance(value, int) else None

@@ -38,6 +38,7 @@ def training(folder: Path, steps: int, total: int = 100, every: str = "10", **mo
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name in ("metrics.jsonl", "config.yaml"):
         aged(run / name, NOON - 1)
+    aged(run / "env.json", NOON - 200)
     return run
 
 
@@ -83,11 +84,19 @@ def test_an_evaluation_costs_what_lay_between_two_checkpoints_beside_their_steps
     assert looked(run).left == Left(seconds=55 * 2 + 6 * 3.0, evaluations=6, evaluation_s=3.0, measured=True)
 
 
+def test_a_checkpoint_that_is_gone_again_is_remembered_from_an_earlier_look(tmp_path: Path) -> None:
+    run = training(tmp_path / "a", 45)
+    rows = Rows(run / "metrics.jsonl")
+    for step, when in ((30, 0.0), (40, 26.0)):
+        landed(run, step, NOON - 50 + when)
+        left = looked(run, rows=rows).left
+        (run / "checkpoints" / f"step-{step:08d}" / "MANIFEST.json").unlink()
+    assert left is not None and (left.evaluation_s, left.measured) == (6.0, True)
+
+
 def test_the_time_between_two_attempts_is_no_evaluations(tmp_path: Path) -> None:
     run = training(tmp_path / "a", 45)
-    (run / "attempts" / "2").mkdir(parents=True)
-    (run / "attempts" / "2" / "attempt.json").write_text("{}")
-    aged(run / "attempts" / "2" / "attempt.json", NOON - 60)
+    aged(run / "env.json", NOON - 60)  # the second attempt wrote it anew
     for step, when in ((10, -5000.0), (20, -4977.0), (30, -50.0), (40, -26.0)):
         landed(run, step, NOON + when)
     left = looked(run).left
