@@ -2,6 +2,8 @@
 
 import json
 import re
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from test_sight import NOON, looked, training
 from sft_dist import cli
 from sft_dist.errors import ConfigError
 from sft_dist.pages import screen
+from sft_dist.rundir import write_json
 
 
 def test_a_run_in_its_midst_is_told_in_a_few_lines(tmp_path: Path) -> None:
@@ -50,6 +53,19 @@ def test_the_door_prints_a_run_once_and_ends(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli.cli, ["watch", str(a_run(tmp_path / "pets", guesses([0, 1, 2])))])
     assert done.exit_code == 0
     assert done.output.splitlines()[:2] == ["pets  done", f"{'━' * 48}  step 4/4"]
+
+
+def test_a_watch_goes_on_while_the_run_does_and_ends_with_it(tmp_path: Path) -> None:
+    run = training(tmp_path / "pets", 25)
+    end = threading.Timer(0.6, write_json, (run / "outcome.json", {"outcome": "saved", "step": 25}))
+    began = time.monotonic()
+    end.start()
+    done = CliRunner().invoke(cli.cli, ["watch", "--every", "0.2", str(run)])
+    end.join()
+    assert done.exit_code == 0
+    assert 0.6 <= time.monotonic() - began < 10
+    told = [line.split()[1] for line in done.output.splitlines() if line.startswith("pets")]
+    assert told == ["silent", "saved"]
 
 
 def test_the_door_prints_a_line_for_each_run_of_a_folder_the_latest_first(tmp_path: Path) -> None:
