@@ -29,7 +29,7 @@ FEW = 10  # validation images of a class
 
 
 @dataclass(frozen=True)
-class Sight:
+class Photos:
     """What a folder holds. sides: the shorter side of each image that was looked at, in pixels; unreadable: how many could not be opened."""
 
     root: str
@@ -48,7 +48,7 @@ class Sight:
 
 def write(folder: Path, out: Path | None) -> list[str]:
     """Write the config, which `sft-dist plan` lets through. Returns what was seen. Raises ConfigError where it cannot, or would overwrite."""
-    sight = look(folder)
+    photos = look(folder)
     out = out or Path(f"{folder.resolve().name}.yaml")
     if out.exists():
         raise ConfigError(f"{out} exists; init overwrites nothing: choose another file with --out")
@@ -56,19 +56,19 @@ def write(folder: Path, out: Path | None) -> list[str]:
         plain_name(out.stem)
     except ValueError as error:
         raise ConfigError(f"{error}; the file's name is the run's: choose one with --out") from None
-    text = "".join(f"{line}\n" for line in lines(sight, out))
+    text = "".join(f"{line}\n" for line in lines(photos, out))
     config = parse.from_tree(yaml.safe_load(text), default_name=out.stem)
     preflight.check(config, World(), {})
-    make_plan(config, World(), sight.samples, len(sight.splits.val))
+    make_plan(config, World(), photos.samples, len(photos.splits.val))
     try:
         with out.open("x", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
         raise ConfigError(f"{out}: {error.strerror or error}; choose another file with --out") from None
-    return [*seen(sight), f"wrote {out}; now: sft-dist plan {out}"]
+    return [*seen(photos), f"wrote {out}; now: sft-dist plan {out}"]
 
 
-def look(folder: Path) -> Sight:
+def look(folder: Path) -> Photos:
     """Find the samples, and open some to see how large they are. Raises ConfigError where the folder is no data set, saying how to make one."""
     try:
         str(folder).encode()
@@ -81,79 +81,79 @@ def look(folder: Path) -> Sight:
     sides = [side for side in map(_shorter_side, (folder / name for name in names)) if side]
     if not sides:
         raise ConfigError(f"none of the {len(names)} images of {folder / 'train'} that were looked at can be opened, {names[0]} among them")
-    return Sight(str(folder), splits, sides, len(names) - len(sides))
+    return Photos(str(folder), splits, sides, len(names) - len(sides))
 
 
-def seen(sight: Sight) -> Iterator[str]:
+def seen(photos: Photos) -> Iterator[str]:
     """Sentences of what the folder holds, and what to mind of it."""
-    classes = sight.splits.classes
-    trained, validated = (Counter(split.labels) for split in (sight.splits.train, sight.splits.val))
+    classes = photos.splits.classes
+    trained, validated = (Counter(split.labels) for split in (photos.splits.train, photos.splits.val))
     least, most = min(trained.values()), max(trained.values())
     shown = ", ".join(map(printable, classes[:8])) + (f" and {len(classes) - 8} more" if len(classes) > 8 else "")
     yield f"{len(classes)} classes: {shown}"
     each = f"{least}" if least == most else f"{least} to {most}"
-    tests = "no test images" if sight.splits.test is None else f"{len(sight.splits.test)} test images"
-    yield f"{sight.samples} training images, {each} of each class; {len(sight.splits.val)} validation images; {tests}"
-    yield f"shorter side of {len(sight.sides)} images that were looked at: {min(sight.sides)} to {max(sight.sides)} pixels, mostly {sight.side}"
+    tests = "no test images" if photos.splits.test is None else f"{len(photos.splits.test)} test images"
+    yield f"{photos.samples} training images, {each} of each class; {len(photos.splits.val)} validation images; {tests}"
+    yield f"shorter side of {len(photos.sides)} images that were looked at: {min(photos.sides)} to {max(photos.sides)} pixels, mostly {photos.side}"
     if most >= SEEN_AS_ONE * least:
         [(rare, _)] = Counter(trained).most_common()[-1:]
         yield f"classes differ in size ({printable(classes[rare])} has {least}): look at val/f1_macro, and at each class, not at val/top1 alone"
     if (fewest := min(validated[label] for label in range(len(classes)))) < FEW:
         yield f"a class has only {fewest} validation images: expect its score, and the whole, to jump about"
-    if sight.unreadable:
-        yield f"{sight.unreadable} image(s) could not be opened, and one ends a run: `sft-dist data check` names them"
+    if photos.unreadable:
+        yield f"{photos.unreadable} image(s) could not be opened, and one ends a run: `sft-dist data check` names them"
 
 
-def lines(sight: Sight, out: Path) -> Iterator[str]:
+def lines(photos: Photos, out: Path) -> Iterator[str]:
     """The config with its reasons, in the order of the config's keys."""
     yield f"# sft-dist train {printable(str(out))}"
     yield "# Written by sft-dist init, which saw in the folder:"
-    yield from (f"#   {line}" for line in seen(sight))
+    yield from (f"#   {line}" for line in seen(photos))
     yield f"# A place to begin. To complete and check keys in an editor: sft-dist config schema > schema.json, and here `{LINE}schema.json`."
     yield from ("task: classify", "data:", "  name: folder")
-    yield f"  root: {json.dumps(sight.root, ensure_ascii=False)}  # from the folder that runs are started in"
-    yield from _data(sight)
-    yield from ("model:", *_model(sight))
-    total = _batch(sight.samples)
-    epochs = min(50, max(5, math.ceil(500 * total / sight.samples)))
+    yield f"  root: {json.dumps(photos.root, ensure_ascii=False)}  # from the folder that runs are started in"
+    yield from _data(photos)
+    yield from ("model:", *_model(photos))
+    total = _batch(photos.samples)
+    epochs = min(50, max(5, math.ceil(500 * total / photos.samples)))
     yield from (
-        f"# total: samples of one step over all processes, for {sight.samples // total} steps an epoch",
+        f"# total: samples of one step over all processes, for {photos.samples // total} steps an epoch",
         f"batch: {{total: {total}, micro: {min(total, 16)}}}  # micro: what goes through the model at once; more where memory allows",
-        *_optim(sight),
+        *_optim(photos),
         'schedule: {name: cosine, warmup: "1 epoch"}  # the new head is random at first: begin slowly',
-        f'train: {{duration: "{epochs} epochs"{_clip(sight)}}}  # {epochs * sight.samples // total} steps: enough to see whether it learns',
+        f'train: {{duration: "{epochs} epochs"{_clip(photos)}}}  # {epochs * photos.samples // total} steps: enough to see whether it learns',
     )
 
 
-def _data(sight: Sight) -> Iterator[str]:
-    size = _size(sight)
+def _data(photos: Photos) -> Iterator[str]:
+    size = _size(photos)
     if size == NATIVE:
         yield f"  size: {NATIVE}  # pixels: what torchvision's weights learned from"
     else:
         yield f"  size: {size}  # pixels: the images are small, and enlarged a little, for weights that learned from {NATIVE}"
         yield f"  resize: {size}  # nothing is cut off in evaluation"
-    if sight.samples < LARGE_SET:
+    if photos.samples < LARGE_SET:
         yield "  crop_scale: [0.6, 1.0]  # of an image's area; the default, from 0.08, is hard on fewer than some ten thousand images"
-    signs = all(len(name) == 1 or name.isdecimal() for name in sight.splits.classes)
+    signs = all(len(name) == 1 or name.isdecimal() for name in photos.splits.classes)
     told = (
         "the classes look like digits or letters, which are others in a mirror"
         if signs
         else "0 where left and right mean something, as in text"
     )
     yield f"  flip: {0 if signs else 0.5}  # {told}"
-    if not (Path(sight.root) / "val").is_dir():
+    if not (Path(photos.root) / "val").is_dir():
         yield "  val_fraction: 0.2  # there is no val/: a fifth of each class is held out of train/, the same in all runs"
 
 
-def _model(sight: Sight) -> Iterator[str]:
-    large = sight.samples >= LARGE_SET
+def _model(photos: Photos) -> Iterator[str]:
+    large = photos.samples >= LARGE_SET
     yield f"  name: {'resnet50' if large else 'resnet18'}  # {'a good middle' if large else 'small and quick'}; try larger ones against it"
     yield "  weights: DEFAULT  # ImageNet's, downloaded once; without a network a .safetensors or .pth file"
-    yield f"  train: {_part(sight)}  # for {sight.samples} images; head below 1,000, last:2 below 5,000, all above"
+    yield f"  train: {_part(photos)}  # for {photos.samples} images; head below 1,000, last:2 below 5,000, all above"
 
 
-def _optim(sight: Sight) -> Iterator[str]:
-    match _part(sight):
+def _optim(photos: Photos) -> Iterator[str]:
+    match _part(photos):
         case "head":
             yield "optim: {name: adamw, lr: 0.003, weight_decay: 0.01}  # a head alone bears a high rate"
         case "last:2":
@@ -162,16 +162,16 @@ def _optim(sight: Sight) -> Iterator[str]:
             yield "optim: {name: adamw, lr: 0.0002, head_lr_factor: 10, weight_decay: 0.01}  # a higher rate unlearns what the weights know"
 
 
-def _part(sight: Sight) -> str:
-    return "head" if sight.samples < 1000 else "last:2" if sight.samples < 5000 else "all"
+def _part(photos: Photos) -> str:
+    return "head" if photos.samples < 1000 else "last:2" if photos.samples < 5000 else "all"
 
 
-def _clip(sight: Sight) -> str:
-    return ", clip: 5" if _part(sight) == "all" else ""
+def _clip(photos: Photos) -> str:
+    return ", clip: 5" if _part(photos) == "all" else ""
 
 
-def _size(sight: Sight) -> int:
-    return NATIVE if sight.side >= NEARLY else max(SMALLEST, 32 * math.ceil(sight.side / 32))
+def _size(photos: Photos) -> int:
+    return NATIVE if photos.side >= NEARLY else max(SMALLEST, 32 * math.ceil(photos.side / 32))
 
 
 def _batch(samples: int) -> int:
