@@ -12,7 +12,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 from given import TREE
-from test_likeness import as_jpeg, scene
+from given_pictures import as_jpeg, scene
 
 from sft_dist import cli
 

@@ -1,21 +1,14 @@
 """Copies are found, re-encoded, scaled and brightened ones too; different pictures are left alone."""
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
+from given_pictures import as_jpeg, scene
 from PIL import Image, ImageEnhance
 
 from sft_dist import census, likeness
 from sft_dist.census import Look
-
-
-def scene(seed: int, side: int = 96) -> Image.Image:
-    """A picture of its own: coarse random blobs, as the large shapes of photos are."""
-    blobs = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    return Image.fromarray(blobs).resize((side, side), Image.Resampling.BICUBIC)
 
 
 def looked(tmp_path: Path, *pictures: Image.Image) -> list[Look]:
@@ -24,12 +17,6 @@ def looked(tmp_path: Path, *pictures: Image.Image) -> list[Look]:
         picture.save(tmp_path / f"{i}.png")
         found.append(census.look(tmp_path / f"{i}.png"))
     return found
-
-
-def as_jpeg(picture: Image.Image) -> Image.Image:
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=40)
-    return Image.open(file)
 
 
 COPIES: dict[str, Callable[[Image.Image], Image.Image]] = {

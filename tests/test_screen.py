@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from given_runs import a_run, guesses
-from test_sight import NOON, looked, training
+from given_watched import NOON, looked, training
 
 from sft_dist import cli
 from sft_dist.errors import ConfigError
