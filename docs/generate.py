@@ -1,4 +1,4 @@
-"""Writes docs/reference/config.md from the config models, so that the page says what the code does: `make docs`."""
+"""Writes docs/reference/config.md and configs/schema.json from the config models, so that they say what the code does: `make docs`."""
 
 import types
 from collections.abc import Iterator
@@ -11,8 +11,10 @@ from pydantic.fields import FieldInfo
 from sft_dist.config import Config
 from sft_dist.plan import MAY_CHANGE
 from sft_dist.refuse import NOT_BUILT
+from sft_dist.schema import text
 
 PAGE = Path(__file__).parent / "reference" / "config.md"
+SCHEMA = Path(__file__).parent.parent / "configs" / "schema.json"
 
 HEAD = """\
 # Config keys
@@ -22,6 +24,9 @@ HEAD = """\
 A config is one YAML file with the sections below. What is left out takes its default, and the run's own `config.yaml` has every default
 written out. An unknown key is refused with the nearest name, and all mistakes are told at once. On the command line,
 `key=value` or `--key=value` lays single keys over the file: `optim.lr=0.01`, `train.duration="500 steps"`, `data.classes="[cat, dog]"`.
+
+Editors that speak to the YAML language server complete keys, check values and show these meanings where a config opens with
+`# yaml-language-server: $schema=` and a path to its schema, as those in `configs/` do; `sft-dist config schema > schema.json` writes one.
 
 - A **length** is a number and a unit: `"3 epochs"`, `"0.5 epochs"`, `"500 steps"`, `"64000 samples"`. Only epochs can be fractions.
 - **resume**: `yes` marks a key that may change when a run is started again; every other one shapes the curve, and a change is refused.
@@ -100,3 +105,4 @@ def _is_section(field: FieldInfo) -> bool:
 
 if __name__ == "__main__":
     PAGE.write_text(page())
+    SCHEMA.write_text(text())

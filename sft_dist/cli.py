@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sft_dist import ending, guard
+from sft_dist import ending, guard, prepare_cli
 from sft_dist.pulse import Pulse
 
 if TYPE_CHECKING:  # `--help` must not build the config
@@ -104,6 +104,17 @@ def ls_runs_command(folder: Path, as_json: bool) -> None:
     found, passed = listing.lines(folder)
     click.echo(json.dumps([asdict(line) for line in found], indent=1) if as_json else "\n".join(listing.describe(found)))
     click.echo("".join(f"passed over {line}\n" for line in passed), err=True, nl=False)
+
+
+@cli.command("watch")
+@click.argument("place", type=click.Path(path_type=Path), default="runs", metavar="[RUN|RUNS]")
+@click.option("--once", is_flag=True, help="Print how it stands, and end.")
+@click.option("--every", "every_s", type=click.FloatRange(0.2), default=2.0, show_default=True, help="Seconds between two looks.")
+def watch_command(place: Path, once: bool, every_s: float) -> None:
+    """Watch a run, or all runs in a folder, from their files alone: progress, curves, ranks, what is left. Ends with the run, or on ctrl-C."""
+    from sft_dist import watch
+
+    watch.watch(place, once, every_s)
 
 
 @cli.command("compare")
@@ -215,6 +226,10 @@ def prune_command(run_folder: Path, dry_run: bool, **rule: Any) -> None:
 
     gone = inventory.prune(inventory.find(run_folder), inventory.Rule(**rule), dry_run)
     click.echo("\n".join(inventory.describe_gone(gone, dry_run)))
+
+
+for command in (prepare_cli.init_command, prepare_cli.config_group, prepare_cli.data_group):
+    cli.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -6,7 +6,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 SECRET_IN_URL = re.compile(r"(?i)(?<=://)[^/\s@]+(?=@)|(?<=[?&;])([^=&\s]*(?:key|token|secret|password|signature)[^=&\s]*=)[^&\s]+")
 
@@ -114,16 +114,26 @@ def _without_secret(text: str) -> str:
     return text
 
 
-Length = Annotated[str, BeforeValidator(_span)]
-PositiveLength = Annotated[str, BeforeValidator(_positive_span)]
-Text = Annotated[str, AfterValidator(_printable), AfterValidator(_without_secret)]
+def _written(pattern: str, *examples: object) -> WithJsonSchema:
+    """How the values of a kind are written, for editors; the validator beside it decides."""
+    return WithJsonSchema({"type": "string", "pattern": f"^{pattern}$", **({"examples": list(examples)} if examples else {})})
+
+
+_SPAN = r"\s*([0-9]+(\.[0-9]+)?\s+epochs?|[0-9]+(\.0+)?\s+(step|sample)s?)\s*"
+Length = Annotated[str, BeforeValidator(_span), _written(_SPAN, "3 epochs", "500 steps")]
+PositiveLength = Annotated[str, BeforeValidator(_positive_span), _written(rf"(?=.*[1-9]){_SPAN}", "3 epochs", "500 steps")]
+Text = Annotated[str, AfterValidator(_printable), AfterValidator(_without_secret), _written(r"[^\u0000-\u001f\u007f]*")]
 Count = Annotated[int, Field(ge=1, strict=True)]
 Seed = Annotated[int, Field(ge=0, strict=True)]
 Number = Annotated[float, BeforeValidator(_not_boolean), Field(allow_inf_nan=False)]
 Share = Annotated[Number, Field(ge=0, lt=1)]
 Rate = Annotated[Number, Field(ge=0)]
 Three = tuple[Number, Number, Number]
-Goal = Annotated[str, AfterValidator(_target)]
-Workers = Annotated[int | Literal["auto"], BeforeValidator(_workers)]
-TrainPart = Annotated[str, AfterValidator(_train_part)]
-PlainName = Annotated[str, AfterValidator(plain_name)]
+Goal = Annotated[str, AfterValidator(_target), _written(r"\s*val/\w+\s*(>=|<=)\s*[-+]?[0-9.]+([eE][-+]?[0-9]+)?\s*", "val/top1 >= 0.95")]
+Workers = Annotated[
+    int | Literal["auto"],
+    BeforeValidator(_workers),
+    WithJsonSchema({"type": ["integer", "string"], "minimum": 0, "pattern": "^(auto|[0-9]+)$", "examples": ["auto", 4]}),
+]
+TrainPart = Annotated[str, AfterValidator(_train_part), _written(r"(head|all|last:[1-9][0-9]*)", "head", "all", "last:2")]
+PlainName = Annotated[str, AfterValidator(plain_name), _written(r"[A-Za-z0-9][\w.+=-]*", "pets-resnet50")]

@@ -1,11 +1,13 @@
-"""Every config that is shipped can be planned where its data and weights are, and opens with the command that runs it."""
+"""Every config that is shipped can be planned where its data and weights are, and opens with its schema and the command that runs it."""
 
+import json
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 from PIL import Image
 
@@ -54,10 +56,10 @@ def local(path: Path, folder: Path) -> list[str]:
 
 
 def opening(path: Path) -> list[str]:
-    """The words of the command in a config's first line."""
-    first = path.read_text().splitlines()[0]
-    assert first.startswith("# "), f"{name(path)} opens with {first!r}, not with its command"
-    return shlex.split(first.removeprefix("# "))
+    """The words of the command in a config's second line."""
+    second = path.read_text().splitlines()[1]
+    assert second.startswith("# "), f"{name(path)} has {second!r} below its schema, not its command"
+    return shlex.split(second.removeprefix("# "))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name)
@@ -80,6 +82,14 @@ def test_every_config_opens_with_the_command_that_runs_it(path: Path) -> None:
     assert config == name(path)
     script = DOORS[" ".join(door)]
     assert script is None or (ROOT / script).is_file()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=name)
+def test_every_config_names_its_schema_and_keeps_to_it(path: Path) -> None:
+    first = path.read_text().splitlines()[0]
+    assert first.startswith("# yaml-language-server: $schema=")
+    schema = json.loads((path.parent / first.partition("=")[2]).read_text())
+    jsonschema.validate(parse.read_yaml(path), schema, jsonschema.Draft7Validator)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name)

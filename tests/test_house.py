@@ -16,13 +16,13 @@ PACKAGE = ROOT / "sft_dist"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = (
-    "errors units redact config parse plan refuse schedule tally manifest rundir revision scaling progress signals pulse attempts "
-    "locks inventory notice records reading curves groups selection listing",
+    "errors units redact config parse plan refuse schema schedule tally manifest rundir revision scaling progress signals pulse attempts "
+    "locks inventory notice records reading curves groups selection listing sight",
     "datasets session mirror preflight transforms archive weights blocks models optim tasks loading",
     "machine sharding engine",
-    "average checkpoint saver export evaluate loop track beside pictures noise pairing standings verdicts calibration study chronicle exhibits "
-    "pages compare gradcam features look report score run",
-    "guard ending cli train __main__",
+    "average checkpoint saver export evaluate loop track beside pictures census likeness findings noise pairing standings verdicts "
+    "calibration study chronicle exhibits pages compare datacheck gradcam features look report watch score run",
+    "guard ending draft prepare_cli cli train __main__",
 )
 ORDER = " ".join(FLOORS).split()
 PAPER = FLOORS[0].split()

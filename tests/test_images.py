@@ -1,5 +1,6 @@
 """Image files become upright uint8 tensors of three channels; what cannot be read is told with its path."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -144,3 +145,23 @@ def test_find_lists_images_of_all_levels_sorted_without_hidden_files(tmp_path: P
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert [str(path.relative_to(tmp_path)) for path in images.find(tmp_path)] == ["a.JPG", "b.png", "deep/er/c.tif"]
+
+
+def test_the_size_of_a_file_is_that_in_its_head_and_nothing_is_unpacked(tmp_path: Path) -> None:
+    whole = written(tmp_path, "a.png", SMOOTH).read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[:60])
+    assert images.size(tmp_path / "a.png") == images.size(tmp_path / "cut.png") == (64, 48)
+
+
+def test_what_has_no_size_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("<html>not found</html>")
+    os.mkfifo(tmp_path / "pipe.png")
+    Image.new("1", (20_000, 10_000)).save(tmp_path / "bomb.png")
+    for name, told in (
+        ("text", "cannot identify"),
+        ("pipe", "it is no regular file"),
+        ("bomb", "200000000 pixels"),
+        ("gone", "regular file"),
+    ):
+        with pytest.raises(ValueError, match=rf"{name}\.png cannot be opened: .*{told}"):
+            images.size(tmp_path / f"{name}.png")

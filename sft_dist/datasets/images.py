@@ -36,6 +36,20 @@ def decode(path: Path) -> Any:
         raise ValueError(f"{path} cannot be decoded: {error}") from error
 
 
+def size(path: Path) -> tuple[int, int]:
+    """Width and height as the file's head tells them, before it is turned upright; nothing is unpacked. Raises ValueError naming the path."""
+    from PIL import Image
+
+    try:
+        if not path.is_file():
+            raise ValueError("it is no regular file")  # a pipe would be waited for
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+    except Exception as error:
+        raise ValueError(f"{path} cannot be opened: {error}") from error
+    return width, height
+
+
 def _in_colour(image: Any) -> Any:
     if image.mode.startswith(("I", "F")):  # more than 8 bits of grey, which Pillow's own conversion would clip at 255
         import numpy as np

@@ -1,0 +1,227 @@
+"""How a run stands right now, from the files of its folder alone: on any machine that sees them, while it trains."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from sft_dist import attempts, curves, reading
+from sft_dist.attempts import Attempt
+from sft_dist.progress import HEADLINES
+from sft_dist.records import is_number, printable
+from sft_dist.rundir import STEP, RunDir, read_json
+from sft_dist.schedule import marks
+
+HEADS = tuple(name for name, _ in HEADLINES.values())
+KEPT = (*HEADS, "step", "kind", "samples", "epoch", "train/loss", "train/lr", "speed/samples_per_s", "speed/data_wait_pct", "val/loss")
+MOST_ROWS = 20_000  # of a run that are held; then every other one goes, and a curve does not show it
+RECENT = 30  # training rows that speak of the present
+QUIET_S = 120.0  # without a sign of life
+LONGEST_NS = 10**18  # thirty years: more is no time but a damaged file
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Ranks of one node that do the same. longest_s: of them, in this phase, when their agent last wrote; told_s: how long ago that was."""
+
+    host: str
+    step: int
+    phase: str
+    ranks: tuple[int, ...]
+    longest_s: float
+    told_s: float
+
+
+@dataclass(frozen=True)
+class Left:
+    """What is still to come. seconds: with the evaluations; evaluation_s: of one; measured: whether that was seen, or is the most it can take."""
+
+    seconds: float
+    evaluations: int
+    evaluation_s: float
+    measured: bool
+
+
+@dataclass(frozen=True)
+class Sight:
+    """One run. state: running, silent, done, saved or failed. quiet_s: since the last sign of life. None: not known (yet)."""
+
+    name: str
+    state: str
+    reason: str
+    attempt: int | None
+    step: int
+    total: int | None
+    epoch: float | None
+    epochs: float | None
+    quiet_s: float
+    headline: str
+    left: Left | None
+    samples_per_s: float | None
+    data_wait_pct: float | None
+    curves: Mapping[str, Sequence[float]]
+    ranks: Sequence[Ranks]
+
+    @property
+    def over(self) -> bool:
+        return self.state in ("done", "saved", "failed")
+
+
+class Rows:
+    """The rows of a metrics file that grows, read on from where the last look ended."""
+
+    def __init__(self, path: Path, most_bytes: int | None = None) -> None:
+        """most_bytes: of the file's end, that a first look reads; None reads all."""
+        self.path, self.most_bytes = path, most_bytes
+        self.rows: list[dict[str, Any]] = []
+        self.file, self.read_to = 0, 0
+        self.landed: dict[int, float] = {}
+        """Step -> when its checkpoint was committed, of all that were seen: a run deletes its older ones."""
+
+    def look(self) -> Sequence[Mapping[str, Any]]:
+        """All rows so far, cut to what is shown. A file that was rewound by a resume is another one, and is read from its start."""
+        with suppress(OSError), self.path.open("rb") as file:
+            known = os.fstat(file.fileno())
+            if known.st_ino != self.file or known.st_size < self.read_to:
+                self.rows, self.file = [], known.st_ino
+                self.read_to = max(0, known.st_size - self.most_bytes) if self.most_bytes else 0
+            file.seek(self.read_to)
+            text = file.read()
+            whole = text[: text.rfind(b"\n") + 1]  # the last line may be half written
+            self.read_to += len(whole)
+            self.rows += _numbers(whole)
+        if len(self.rows) > MOST_ROWS:
+            self.rows = [row for i, row in enumerate(self.rows) if (len(self.rows) - i) % 2 or row["kind"] == "eval"]
+        return self.rows
+
+
+def look(folder: Path, rows: Rows, now: float) -> Sight:
+    """now: seconds since 1970. Whatever the folder holds or lacks, this returns."""
+    run = RunDir(folder)
+    plan, outcome = read_json(folder / "plan.json"), read_json(run.outcome)
+    seen = rows.look()
+    headline = next((name for name in HEADS if any(name in row for row in seen)), HEADS[0])
+    attempt = _last_attempt(run)
+    trained = [row for row in seen if row["kind"] == "train"]
+    recent = trained[-RECENT:]
+    step = int(seen[-1]["step"]) if seen else 0
+    quiet_s = max(0.0, now - _sign_of_life(run, attempt))
+    ended = outcome.get("outcome")
+    error = outcome.get("error")
+    total, speed = _whole(plan.get("total_steps")), _middle(recent, "speed/samples_per_s")
+    state = str(ended) if ended in ("done", "saved", "failed") else "running" if quiet_s < QUIET_S else "silent"
+    return Sight(
+        name=printable(folder.absolute().name),
+        state=state,
+        reason=printable(str(error.get("message", ""))).partition("\\n")[0] if isinstance(error, dict) else "",
+        attempt=attempt.number if attempt else None,
+        step=step,
+        total=total,
+        epoch=seen[-1].get("epoch") if seen else None,
+        epochs=float(plan["epochs"]) if is_number(plan.get("epochs")) else None,
+        quiet_s=quiet_s,
+        headline=headline,
+        left=_left(plan, step, speed, _evaluation_s(seen, _landed(run, rows))) if state in ("running", "silent") else None,
+        samples_per_s=speed,
+        data_wait_pct=_middle(recent, "speed/data_wait_pct"),
+        curves={name: values for name in ("train/loss", "val/loss", headline, "train/lr") if (values := _curve(seen, name))},
+        ranks=list(_ranks(attempt, now)) if attempt and state in ("running", "silent") else [],
+    )
+
+
+def _left(plan: Mapping[str, Any], step: int, speed: float | None, evaluation_s: float | None) -> Left | None:
+    """The steps at the present speed, and the evaluations at what those so far took; else at what training on as many samples takes."""
+    total, batch, samples = (_whole(plan.get(name)) for name in ("total_steps", "global_batch", "val_samples"))
+    if not speed or speed < 0 or total is None or batch is None or samples is None:
+        return None
+    coming = _evaluations(step, total, plan.get("eval_every"))
+    each = samples / speed if evaluation_s is None else evaluation_s
+    return Left(float(max(0, total - step)) * float(batch) / speed + float(coming) * each, coming, each, evaluation_s is not None)
+
+
+def _evaluations(step: int, total: int, every: object) -> int:
+    """How many are due after this step; the end of training always is."""
+    with suppress(ValueError, ZeroDivisionError):
+        period = Fraction(str(every))
+        if period > 0 and step < total:
+            return min(total - step, marks(total - 1, period) - marks(step, period) + 1)  # several marks may fall into one step
+    return 0
+
+
+def _landed(run: RunDir, rows: Rows) -> list[tuple[int, float]]:
+    """The checkpoints since the last attempt wrote down what it runs on, by the file server's clock: before it lies time in which nobody ran."""
+    for path in run.checkpoints.glob("step-*"):
+        if (found := STEP.fullmatch(path.name)) and (when := _touched(path / "MANIFEST.json")):
+            rows.landed[int(found[1])] = when
+    begun = _touched(run.path / "env.json") or 0.0
+    return sorted((step, when) for step, when in rows.landed.items() if when >= begun)
+
+
+def _evaluation_s(rows: Sequence[Mapping[str, Any]], landed: Sequence[tuple[int, float]]) -> float | None:
+    """Seconds of an evaluation, with what else goes on between steps: the time between two checkpoints less that of the steps between them."""
+    spent = {point.step: point.seconds for point in curves.series(rows, "train/loss")}
+    evaluated = [row["step"] for row in rows if row["kind"] == "eval"]
+    each = []
+    for (one, earlier), (other, later) in pairwise(landed):
+        before, after = spent.get(one), spent.get(other)
+        count = sum(one < step <= other for step in evaluated)
+        if before is not None and after is not None and count:
+            each.append(max(0.0, later - earlier - (after - before)) / count)
+    return median(each) if each else None
+
+
+def _ranks(attempt: Attempt, now: float) -> Iterator[Ranks]:
+    for node in attempt.nodes:
+        told_s = max(0.0, now - (_touched(attempts.node_folder(attempt.path, node.index) / "heartbeats.json") or now))
+        same: dict[tuple[int, str], list[int]] = {}
+        for rank, beat in sorted(node.beats.items()):
+            same.setdefault((beat.step, printable(beat.phase)), []).append(rank)
+        for (step, phase), ranks in same.items():
+            longest_ns = node.beaten_ns - min(node.beats[rank].since_ns for rank in ranks)  # both by the node's own clock
+            longest_s = min(max(0, longest_ns), LONGEST_NS) / 1e9
+            yield Ranks(printable(str(node.about.get("host", f"node {node.index}"))), step, phase, tuple(ranks), longest_s, told_s)
+
+
+def _last_attempt(run: RunDir) -> Attempt | None:
+    with suppress(OSError, RecursionError):
+        if numbers := attempts.numbers(run):
+            return attempts.read(run, numbers[-1])
+    return None
+
+
+def _sign_of_life(run: RunDir, attempt: Attempt | None) -> float:
+    beats = [attempts.node_folder(attempt.path, node.index) / "heartbeats.json" for node in attempt.nodes] if attempt else []
+    return max([reading.touched(run.path), *(_touched(path) or 0.0 for path in (*beats, *([attempt.path] if attempt else [])))])
+
+
+def _numbers(text: bytes) -> Iterator[dict[str, Any]]:
+    for line in text.splitlines():
+        with suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict) and row.get("kind") in ("train", "eval") and _whole(row.get("step")) is not None:
+                yield {name: row[name] for name in KEPT if name == "kind" or is_number(row.get(name))}
+
+
+def _curve(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    return [float(row[name]) for row in rows if name in row]
+
+
+def _middle(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    values = _curve(rows, name)
+    return median(values) if values else None
+
+
+def _touched(path: Path) -> float | None:
+    with suppress(OSError):
+        return path.lstat().st_mtime
+    return None
+
+
+def _whole(value: object) -> int | None:
+    return value if is_number(value) and isinstance(value, int) else None

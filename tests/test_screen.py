@@ -1,0 +1,100 @@
+"""What `sft-dist watch` prints: one run in detail, a line for each of many, and nothing that a terminal would obey."""
+
+import json
+import re
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from given_runs import a_run, guesses
+from given_watched import NOON, looked, training
+
+from sft_dist import cli
+from sft_dist.errors import ConfigError
+from sft_dist.pages import screen
+from sft_dist.rundir import write_json
+
+
+def test_a_run_in_its_midst_is_told_in_a_few_lines(tmp_path: Path) -> None:
+    assert list(screen.lines(looked(training(tmp_path / "pets", 25), NOON + 200))) == [
+        "pets  silent for 0:03:21",
+        "━━━━━━━━━━━━────────────────────────────────────  step 25/100  epoch 6.25 of 25",
+        "left 0:03:10, with 8 evaluation(s) of at most 0:00:05",
+        "16 samples/s, - of the time waiting for data",
+        "train/loss  █▄▃▃▂▂▂▂▂▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁                         1 to 0.04, between 0.04 and 1",
+        "val/top1    ▁█                                                0.1 to 0.2, between 0.1 and 0.2",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "width", "drawn"),
+    [
+        ([], 8, ""),
+        ([5.0], 8, "▁"),
+        ([1, 1, 1], 8, "▁▁▁"),
+        ([0, 1, 2, 3, 4, 5, 6, 7], 8, "▁▂▃▄▅▆▇█"),
+        ([0, 0, 7, 7], 2, "▁█"),
+        ([0, 1, 2, 3, 4, 5, 6], 3, "▁▄█"),
+        ([-1.7e308, 1.7e308, 1.7e308], 3, "▁██"),
+    ],
+)
+def test_a_curve_in_a_line_goes_from_its_least_to_its_most(values: list[float], width: int, drawn: str) -> None:
+    assert screen.spark(values, width) == drawn
+
+
+@pytest.mark.parametrize(("numbers", "told"), [([0], "0"), ([0, 1, 2], "0-2"), ([0, 1, 3, 7, 8], "0-1 3 7-8")])
+def test_ranks_are_told_in_ranges(numbers: list[int], told: str) -> None:
+    assert screen.together(numbers) == told
+
+
+def test_the_door_prints_a_run_once_and_ends(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli.cli, ["watch", str(a_run(tmp_path / "pets", guesses([0, 1, 2])))])
+    assert done.exit_code == 0
+    assert done.output.splitlines()[:2] == ["pets  done", f"{'━' * 48}  step 4/4"]
+
+
+def test_a_watch_goes_on_while_the_run_does_and_ends_with_it(tmp_path: Path) -> None:
+    run = training(tmp_path / "pets", 25)
+    end = threading.Timer(0.6, write_json, (run / "outcome.json", {"outcome": "saved", "step": 25}))
+    began = time.monotonic()
+    end.start()
+    done = CliRunner().invoke(cli.cli, ["watch", "--every", "0.2", str(run)])
+    end.join()
+    assert done.exit_code == 0
+    assert 0.6 <= time.monotonic() - began < 10
+    told = [line.split()[1] for line in done.output.splitlines() if line.startswith("pets")]
+    assert told == ["silent", "saved"]
+
+
+def test_the_door_prints_a_line_for_each_run_of_a_folder_the_latest_first(tmp_path: Path) -> None:
+    a_run(tmp_path / "old", guesses([0, 1, 2]))
+    training(tmp_path / "new", 25)
+    done = CliRunner().invoke(cli.cli, ["watch", "--once", str(tmp_path)])
+    assert done.exit_code == 0
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in done.output.splitlines() if line.startswith("│")]
+    assert {row[0]: row[1:4] for row in rows} == {
+        "old": ["done", "━━━━━━━━━━", "4/4"],
+        "new": ["silent", "━━────────", "25/100"],
+    }
+
+
+def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
+    for place in (tmp_path, tmp_path / "gone"):
+        done = CliRunner().invoke(cli.cli, ["watch", "--once", str(place)])
+        assert isinstance(done.exception, ConfigError)
+
+
+def test_hostile_names_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    run = training(tmp_path / "a", 25).rename(tmp_path / "a\x1b[2J[bold]\u202e")
+    node = run / "attempts" / "1" / "node-0"
+    node.mkdir(parents=True)
+    (node / "agent.json").write_text(json.dumps({"host": "\x1b]0;owned\x07"}))
+    beat = {"pid": 1, "step": 3, "phase": "\x1b[31m", "since_ns": 0, "count": 0}
+    (node / "heartbeats.json").write_text(json.dumps({"time_ns": 1, "ranks": {"0": beat}}))
+    for place in (run, tmp_path):
+        done = CliRunner().invoke(cli.cli, ["watch", "--once", str(place)])
+        assert done.exit_code == 0
+        assert not re.search("[\x1b\x07\u202e]", done.output)
+        assert "[bold]" in done.output
