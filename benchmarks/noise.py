@@ -12,7 +12,7 @@ from importlib.metadata import version
 import numpy as np
 from numpy.typing import NDArray
 
-from sft_dist import noise
+from sft_dist.compare import noise
 
 REPEATS = 2000
 RUNS = ((1, 1), (1, 3), (2, 2), (3, 3), (5, 5), (2, 5))

@@ -61,7 +61,7 @@ def reported(run: RunDir, report: Report, console: Console) -> Iterator[None]:
 
 def _write_report(run: RunDir, report: Report) -> str:
     """What went wrong, or nothing. The process sees no GPU, which may still be full of the run."""
-    command = [sys.executable, "-P", "-m", "sft_dist.report", str(run.path.absolute()), report.write]
+    command = [sys.executable, "-P", "-m", "sft_dist.report.command", str(run.path.absolute()), report.write]
     with signals.held_back():
         try:
             process = subprocess.Popen(

@@ -99,7 +99,7 @@ def eval_command(run_folder: Path, overrides: tuple[str, ...], split: str, check
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def ls_runs_command(folder: Path, as_json: bool) -> None:
     """Show the runs in a folder: how each stands, its best score, its seed."""
-    from sft_dist import listing
+    from sft_dist.history import listing
 
     found, passed = listing.lines(folder)
     click.echo(json.dumps([asdict(line) for line in found], indent=1) if as_json else "\n".join(listing.describe(found)))
@@ -112,7 +112,7 @@ def ls_runs_command(folder: Path, as_json: bool) -> None:
 @click.option("--every", "every_s", type=click.FloatRange(0.2), default=2.0, show_default=True, help="Seconds between two looks.")
 def watch_command(place: Path, once: bool, every_s: float) -> None:
     """Watch a run, or all runs in a folder, from their files alone: progress, curves, ranks, what is left. Ends with the run, or on ctrl-C."""
-    from sft_dist import watch
+    from sft_dist.watch import command as watch
 
     watch.watch(place, once, every_s)
 
@@ -127,8 +127,8 @@ def watch_command(place: Path, once: bool, every_s: float) -> None:
 @click.option("--out", type=click.Path(path_type=Path), default=".", help="Folder for compare.html and compare.json; by default this one.")
 def compare_command(runs: tuple[str, ...], baseline: tuple[str, ...], out: Path, **choice: Any) -> None:
     """Which RUN is better, in what do they differ, and is it noise? RUN is a run's folder or a folder of runs."""
-    from sft_dist.compare import compare
-    from sft_dist.verdicts import Choice
+    from sft_dist.compare.command import compare
+    from sft_dist.compare.verdicts import Choice
 
     sys.exit(compare(runs, baseline, out, Choice(**choice)))
 
@@ -142,7 +142,7 @@ def compare_command(runs: tuple[str, ...], baseline: tuple[str, ...], out: Path,
 @click.option("--out", type=click.Path(path_type=Path), help="The file to write; by default RUN/report.html.")
 def report_command(run_folder: Path, at: str, look: bool, out: Path | None) -> None:
     """Write RUN as one page: scores, curves, classes, calibration, samples, time, attempts."""
-    from sft_dist import report
+    from sft_dist.report import command as report
 
     report.check(run_folder)
     if look:

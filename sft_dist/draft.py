@@ -14,8 +14,8 @@ from sft_dist import datasets, parse, preflight
 from sft_dist.config import Data
 from sft_dist.datasets import Splits, images
 from sft_dist.errors import ConfigError
+from sft_dist.history.records import printable
 from sft_dist.plan import World, make_plan
-from sft_dist.records import printable
 from sft_dist.schema import LINE
 from sft_dist.units import plain_name
 

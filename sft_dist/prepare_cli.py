@@ -50,6 +50,7 @@ def data_group() -> None:
 )
 def check_command(config: Path, overrides: tuple[str, ...], out: Path, workers: int | None, near: bool) -> None:
     """Open every image of CONFIG: unreadable ones, doubles, leaks between splits, balance, sizes. Exit code 1 if something is wrong."""
-    from sft_dist import datacheck, parse
+    from sft_dist import parse
+    from sft_dist.datacheck import command as datacheck
 
     sys.exit(datacheck.check(parse.load(config, overrides), out, workers, near))

@@ -7,8 +7,8 @@ from typing import Any
 
 from given_runs import a_run, guesses
 
-from sft_dist import sight
-from sft_dist.sight import Rows, Sight
+from sft_dist.watch import sight
+from sft_dist.watch.sight import Rows, Sight
 
 NOON = 1_767_268_800.0
 

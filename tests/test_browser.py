@@ -10,7 +10,8 @@ from given_runs import write
 from test_exhibits import some
 from test_report import a_whole_run
 
-from sft_dist import exhibits, report
+from sft_dist.report import command as report
+from sft_dist.report import exhibits
 
 BACKGROUND = "getComputedStyle(document.body).backgroundColor"
 TOO_WIDE = "document.documentElement.scrollWidth - document.documentElement.clientWidth"

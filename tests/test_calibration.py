@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sft_dist.calibration import BINS, calibrate
+from sft_dist.report.calibration import BINS, calibrate
 
 
 def drawn(n: int, power: float, seed: int = 0) -> tuple[list[float], list[bool]]:

@@ -8,8 +8,9 @@ import pytest
 from given import a_config
 from PIL import Image
 
-from sft_dist import census, datasets
-from sft_dist.census import Look, look
+from sft_dist import datasets
+from sft_dist.datacheck import census
+from sft_dist.datacheck.census import Look, look
 
 SMOOTH = np.stack([np.add.outer(np.arange(40) * k, np.arange(60)) for k in (1, 2, 3)], axis=2).astype(np.uint8)
 

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 from given_runs import a_run, guesses, write
 
-from sft_dist import attempts, reading
+from sft_dist import attempts
 from sft_dist.attempts import Failure
-from sft_dist.chronicle import Chapter, Times, chapters, times
-from sft_dist.study import study
+from sft_dist.history import reading
+from sft_dist.report.chronicle import Chapter, Times, chapters, times
+from sft_dist.report.study import study
 
 SECOND = 10**9
 BEGAN = 1_767_330_000 * SECOND  # 2026-01-02 05:00:00 UTC

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from given_runs import a_run, guesses
 
-from sft_dist import curves, reading
-from sft_dist.curves import Cost, Point
-from sft_dist.records import Curves, Turn
+from sft_dist.history import curves, reading
+from sft_dist.history.curves import Cost, Point
+from sft_dist.history.records import Curves, Turn
 
 
 def trained(*steps: int, speed: float | None = 16.0) -> list[dict[str, Any]]:

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from sft_dist import exhibits
-from sft_dist.exhibits import Balance, Cam, Drawn, Drift, Embedding, Exhibits, Map
+from sft_dist.report import exhibits
+from sft_dist.report.exhibits import Balance, Cam, Drawn, Drift, Embedding, Exhibits, Map
 
 
 def some(folder: Path, layer: str = "layer1.0.conv1") -> Exhibits:

@@ -6,7 +6,7 @@ import torchvision
 from sklearn.decomposition import PCA
 from sklearn.neighbors import NearestNeighbors
 
-from sft_dist import features
+from sft_dist.report import features
 
 
 def clouds() -> tuple[features.Features, np.ndarray]:

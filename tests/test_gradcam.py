@@ -6,8 +6,8 @@ import torchvision
 from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
 
-from sft_dist import gradcam
 from sft_dist.models import FAMILIES
+from sft_dist.report import gradcam
 
 
 def small_vit() -> nn.Module:

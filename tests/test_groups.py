@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from given_runs import a_run, aged, guesses
 
-from sft_dist import groups, reading
-from sft_dist.groups import Fact
-from sft_dist.records import Record
+from sft_dist.history import groups, reading
+from sft_dist.history.groups import Fact
+from sft_dist.history.records import Record
 
 
 def some(folder: Path, name: str, **keys: Any) -> Record:

@@ -17,11 +17,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = (
     "errors units redact config parse plan refuse schema schedule tally manifest rundir revision scaling progress signals pulse attempts "
-    "locks inventory notice records reading curves groups selection listing sight",
+    "locks inventory notice history",
     "datasets session mirror preflight transforms archive weights blocks models optim tasks loading",
     "machine sharding engine",
-    "average checkpoint saver export evaluate loop track beside pictures census likeness findings noise pairing standings verdicts "
-    "calibration study chronicle exhibits pages compare datacheck gradcam features look report watch score run",
+    "average checkpoint saver export evaluate loop track beside pictures pages compare report datacheck watch score run",
     "guard ending draft prepare_cli cli train __main__",
 )
 ORDER = " ".join(FLOORS).split()

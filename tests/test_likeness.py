@@ -7,8 +7,8 @@ import pytest
 from given_pictures import as_jpeg, scene
 from PIL import Image, ImageEnhance
 
-from sft_dist import census, likeness
-from sft_dist.census import Look
+from sft_dist.datacheck import census, likeness
+from sft_dist.datacheck.census import Look
 
 
 def looked(tmp_path: Path, *pictures: Image.Image) -> list[Look]:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from given_runs import a_run, aged, guesses
 
-from sft_dist import listing
-from sft_dist.listing import Line
+from sft_dist.history import listing
+from sft_dist.history.listing import Line
 
 NOON = 1_767_268_800.0
 

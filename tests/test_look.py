@@ -13,9 +13,11 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from test_pages import Page
 
-from sft_dist import datasets, exhibits, models, parse, report
-from sft_dist.look import look
+from sft_dist import datasets, models, parse
 from sft_dist.plan import World
+from sft_dist.report import command as report
+from sft_dist.report import exhibits
+from sft_dist.report.look import look
 from sft_dist.run import run
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from sklearn.metrics import f1_score
 
-from sft_dist import noise
+from sft_dist.compare import noise
 
 
 @pytest.mark.parametrize(("lost", "won"), [(0, 0), (0, 1), (3, 3), (2, 9), (11, 0), (40, 61), (500, 400)])

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from given_runs import CLASSES, a_run, guesses
 
-from sft_dist import reading, verdicts
-from sft_dist.noise import Difference, Spread
-from sft_dist.pages import comparison, data, terminal, words
-from sft_dist.verdicts import Choice, Comparison, Pair
+from sft_dist.compare import data, table, telling, verdicts
+from sft_dist.compare import page as comparison
+from sft_dist.compare.noise import Difference, Spread
+from sft_dist.compare.verdicts import Choice, Comparison, Pair
+from sft_dist.history import reading
+from sft_dist.pages import words
 
 HOSTILE = "<img src=x onerror=alert(1)>\u202e\x1b[31m\n[bold]$x_1$ {{ 7*7 }}</script>\udcff"
 
@@ -104,7 +106,7 @@ def test_hostile_names_are_shown_as_they_are_and_obeyed_nowhere(pages: dict[str,
 
 
 def test_hostile_names_do_not_reach_the_terminal(nasty: Comparison, capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.show(nasty)
+    table.show(nasty)
     screen = capsys.readouterr().out
     assert not re.search("[\u202e\x1b]", screen)
     assert "[bold]$x_1$" in screen
@@ -191,12 +193,18 @@ def a_pair(verdict: str, p: float, runs: tuple[int, int] = (1, 1), test: str = "
     ids=["better", "noise", "worse", "unknown"],
 )
 def test_verdicts_are_sentences(plain: Comparison, pair: Pair, among: int, sentence: str) -> None:
-    assert words.sentence(pair, replace(plain, among=among)) == sentence
+    assert telling.sentence(pair, replace(plain, among=among)) == sentence
 
 
 def test_numbers_in_words() -> None:
-    assert [words.p_value(p) for p in (0.0004, 0.0123, 0.0999, 0.1, 1.0)] == ["p < 0.001", "p = 0.012", "p = 0.100", "p = 0.10", "p = 1.00"]
-    assert [words.spread(found) for found in (None, Spread(0.5, 1), Spread(0.5, 2, 0.25, 0.0, 1.0))] == ["-", "0.5000", "0.5000 ± 0.2500"]
+    assert [telling.p_value(p) for p in (0.0004, 0.0123, 0.0999, 0.1, 1.0)] == [
+        "p < 0.001",
+        "p = 0.012",
+        "p = 0.100",
+        "p = 0.10",
+        "p = 1.00",
+    ]
+    assert [telling.spread(found) for found in (None, Spread(0.5, 1), Spread(0.5, 2, 0.25, 0.0, 1.0))] == ["-", "0.5000", "0.5000 ± 0.2500"]
     assert [words.speed(value) for value in (None, 1234.5, 12.34)] == ["-", "1234", "12.3"]
     assert [words.duration(value) for value in (None, 59.6, 90_000.0)] == ["-", "0:01:00", "1 day, 1:00:00"]
     assert [words.listed(["a", "b", "c"], most) for most in (2, 3)] == ["a, b and 1 more", "a, b, c"]

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sft_dist import pairing
-from sft_dist.pairing import Answers, ClassChange, Moved, Paired
-from sft_dist.records import Predictions
+from sft_dist.compare import pairing
+from sft_dist.compare.pairing import Answers, ClassChange, Moved, Paired
+from sft_dist.history.records import Predictions
 
 NAMES = ("cat", "dog")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from given_runs import TRUTHS, a_run, guesses
 
-from sft_dist import listing, reading, records
 from sft_dist.errors import ConfigError
+from sft_dist.history import listing, reading, records
 from sft_dist.rundir import write_json
 
 

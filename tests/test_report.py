@@ -15,8 +15,8 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from test_pages import HOSTILE, Page
 
-from sft_dist import report
 from sft_dist.errors import ConfigError
+from sft_dist.report import command as report
 
 WRONG = [0, 3, 6, 1, 2]  # of 60 samples: three cats, a dog and an eel
 

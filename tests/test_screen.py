@@ -13,8 +13,8 @@ from given_watched import NOON, looked, training
 
 from sft_dist import cli
 from sft_dist.errors import ConfigError
-from sft_dist.pages import screen
 from sft_dist.rundir import write_json
+from sft_dist.watch import screen
 
 
 def test_a_run_in_its_midst_is_told_in_a_few_lines(tmp_path: Path) -> None:

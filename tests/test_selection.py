@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from given_runs import a_run, guesses
 
-from sft_dist import reading, selection
 from sft_dist.errors import ConfigError
-from sft_dist.selection import Condition
+from sft_dist.history import reading, selection
+from sft_dist.history.selection import Condition
 
 VALUES = {"optim.lr": 0.001, "optim.name": "sgd", "train.deterministic": False, "train.clip": None, "val/top1": 0.9, "train.seed": 0}
 

@@ -8,9 +8,10 @@ import pytest
 from given_runs import a_run, guesses
 from given_watched import NOON, aged, looked, training
 
-from sft_dist import attempts, sight
+from sft_dist import attempts
 from sft_dist.pulse import Beat
-from sft_dist.sight import Left, Ranks, Rows
+from sft_dist.watch import sight
+from sft_dist.watch.sight import Left, Ranks, Rows
 
 
 def landed(run: Path, step: int, when: float) -> None:

@@ -9,10 +9,10 @@ from given_runs import a_run, guesses, write
 from scipy.stats import binomtest
 from test_report import a_whole_run
 
-from sft_dist import reading
-from sft_dist.chronicle import Chapter
-from sft_dist.pages import telling
-from sft_dist.study import Mistake, Study, study, wilson
+from sft_dist.history import reading
+from sft_dist.report import telling
+from sft_dist.report.chronicle import Chapter
+from sft_dist.report.study import Mistake, Study, study, wilson
 
 
 def looked(run: Path, at: str = "best") -> Study:

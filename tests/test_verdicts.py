@@ -9,10 +9,11 @@ import pytest
 from given_runs import a_run, guesses
 from scipy import stats
 
-from sft_dist import reading, verdicts
+from sft_dist.compare import verdicts
+from sft_dist.compare.verdicts import Choice
 from sft_dist.errors import ConfigError
-from sft_dist.records import Predictions, Record
-from sft_dist.verdicts import Choice
+from sft_dist.history import reading
+from sft_dist.history.records import Predictions, Record
 
 NOTHING: Sequence[Record] = ()
 

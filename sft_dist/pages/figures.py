@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sft_dist.calibration import Calibration
-
 COLOURS = ("#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#b8860b", "#a6761d")
 DASHES = {"solid": "none", "dashed": "6 3", "dotted": "2 2", "dashdot": "6 2 2 2"}  # so that colour alone tells nothing; in SVG's words
 MARKS, GLYPHS = "os^DvPX*", "●■▲◆▼✚✖★"  # likewise of points, and the same for words
@@ -55,7 +53,7 @@ def curves(lines: Sequence[Line], x_label: str, y_label: str, whole: bool, marks
 
     marks: places on the x axis where a thin line stands.
     """
-    with _drawing(4.8, 3.0) as (axes, made):
+    with drawing(4.8, 3.0) as (axes, made):
         for line in lines:
             marker = "o" if len(line.x) <= FEW else None
             axes.plot(line.x, line.y, color=colour(line.group), linestyle=dash(line.group), linewidth=1.3, marker=marker, markersize=3)
@@ -67,49 +65,8 @@ def curves(lines: Sequence[Line], x_label: str, y_label: str, whole: bool, marks
     return made[0]
 
 
-def reliability(found: Calibration) -> str:
-    """Accuracy against confidence, a bar for each bin, and the line on which they would be equal; below, how many samples a bin holds."""
-    with _drawing(4.2, 4.2, rows=2) as ((axes, below), made):
-        left, width = [one.low for one in found.bins], [one.high - one.low for one in found.bins]
-        shape: dict[str, Any] = {"width": width, "align": "edge", "edgecolor": INK, "linewidth": 0.5}
-        axes.bar(left, [one.accuracy for one in found.bins], color=colour(0), **shape)
-        axes.plot([one.confidence for one in found.bins], [one.accuracy for one in found.bins], "o", color=INK, markersize=3)
-        axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle="dashed")
-        axes.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
-        below.bar(left, [one.samples for one in found.bins], color=colour(0), alpha=0.5, **shape)
-        below.set(xlim=(0, 1), xlabel="confidence", ylabel="samples")
-        below.locator_params(axis="y", nbins=3, integer=True)
-    return made[0]
-
-
-def heat(shares: Sequence[Sequence[float]]) -> str:
-    """A square of numbers from 0 to 1: rows are truths, columns what was said."""
-    from matplotlib.colors import LinearSegmentedColormap
-
-    shading = LinearSegmentedColormap.from_list("shading", [(0.12, 0.47, 0.71, 0), (0.12, 0.47, 0.71, 1)])
-    with _drawing(4.8, 4.6) as (axes, made):
-        axes.imshow(shares, cmap=shading, vmin=0, vmax=1, interpolation="none")
-        axes.set(xlabel="said (class number)", ylabel="truth (class number)")
-    return made[0]
-
-
-def scatter(points: Sequence[tuple[float, float]], labels: Sequence[int], shown: Sequence[int]) -> str:
-    """Points by class: those of `shown` in colours and marks of their own, the others grey. Both axes have one scale and no unit."""
-    with _drawing(4.2, 4.0) as (axes, made):
-        others = [point for point, label in zip(points, labels, strict=True) if label not in shown]
-        style: dict[str, Any] = {"s": 12, "linewidths": 0, "rasterized": True}  # thousands of points would be a large file
-        axes.scatter([x for x, _ in others], [y for _, y in others], color="#888888", alpha=0.4, **style)
-        for place, label in enumerate(shown):
-            its = [point for point, one in zip(points, labels, strict=True) if one == label]
-            marker = MARKS[place % len(MARKS)]
-            axes.scatter([x for x, _ in its], [y for _, y in its], color=colour(place), marker=marker, alpha=0.75, **style)
-        axes.set(xticks=[], yticks=[], xlabel="first component", ylabel="second component")
-        axes.set_aspect("equal", adjustable="datalim")
-    return made[0]
-
-
 @contextmanager
-def _drawing(width: float, height: float, rows: int = 1) -> Iterator[tuple[Any, list[str]]]:
+def drawing(width: float, height: float, rows: int = 1) -> Iterator[tuple[Any, list[str]]]:
     """Axes to draw on, two below each other with rows=2; and a list that holds the picture's URI when the context has ended."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from sft_dist.records import printable
+from sft_dist.history.records import printable
 
 TEMPLATES = Path(__file__).parent / "templates"
 

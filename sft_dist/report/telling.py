@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 
-from sft_dist.calibration import Calibration
-from sft_dist.chronicle import Chapter, Times
-from sft_dist.curves import series
+from sft_dist.history.curves import series
 from sft_dist.pages import words
-from sft_dist.study import Answer, Study, wilson
+from sft_dist.report.calibration import Calibration
+from sft_dist.report.chronicle import Chapter, Times
+from sft_dist.report.study import Answer, Study, wilson
 
 RISEN = 1.05  # times its lowest: a loss that is worth a word
 SURE = 0.02  # of difference between confidence and accuracy, likewise, where chance would not make it

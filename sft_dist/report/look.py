@@ -10,15 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sft_dist import archive, checkpoint, datasets, exhibits, features, gradcam, models, parse, reading, transforms
+from sft_dist import archive, checkpoint, datasets, models, parse, transforms
 from sft_dist.config import Config
 from sft_dist.datasets import Split, Splits
 from sft_dist.errors import SftError
-from sft_dist.exhibits import Balance, Cam, Drawn, Drift, Embedding, Exhibits
+from sft_dist.history import reading
 from sft_dist.loading import Samples
+from sft_dist.report import exhibits, features, gradcam
+from sft_dist.report.exhibits import Balance, Cam, Drawn, Drift, Embedding, Exhibits
+from sft_dist.report.study import Answer, Study, study
 from sft_dist.rundir import RunDir, read_json, step_name, writing
 from sft_dist.schedule import Pick
-from sft_dist.study import Answer, Study, study
 
 SIDE = 128  # pixels of a picture's side
 SEEN, EPOCHS = 6, 3  # training samples that are shown, and how often each

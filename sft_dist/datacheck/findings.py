@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from sft_dist import likeness
-from sft_dist.census import Look
+from sft_dist.datacheck import likeness
+from sft_dist.datacheck.census import Look
 from sft_dist.datasets import Splits
 
 UNBALANCED = 10  # times as many images of one class as of another

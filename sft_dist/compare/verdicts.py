@@ -5,13 +5,14 @@ from dataclasses import dataclass, replace
 from functools import cache
 from statistics import fmean
 
-from sft_dist import groups, noise, pairing, selection, standings
+from sft_dist.compare import noise, pairing, standings
+from sft_dist.compare.noise import Difference
+from sft_dist.compare.pairing import Answers, ClassChange, Moved, Paired
+from sft_dist.compare.standings import Entry
 from sft_dist.errors import ConfigError
-from sft_dist.groups import Fact, Group
-from sft_dist.noise import Difference
-from sft_dist.pairing import Answers, ClassChange, Moved, Paired
-from sft_dist.records import Record, told_apart
-from sft_dist.standings import Entry
+from sft_dist.history import groups, selection
+from sft_dist.history.groups import Fact, Group
+from sft_dist.history.records import Record, told_apart
 
 ALPHA = 1 - noise.LEVEL
 ALL_PAIRS = 5  # groups of which every pair is judged; of more, the first against each of the others

@@ -12,7 +12,7 @@ import yaml
 
 from sft_dist import attempts
 from sft_dist.errors import ConfigError
-from sft_dist.records import Curves, Predictions, Record, Turn, is_number, natural, printable
+from sft_dist.history.records import Curves, Predictions, Record, Turn, is_number, natural, printable
 from sft_dist.rundir import RunDir, step_name
 
 MARKS = {"plan.json", "metrics.jsonl", "outcome.json", "attempts"}  # what a run's folder holds beside its config.yaml

@@ -7,10 +7,10 @@ from pathlib import Path
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from sft_dist import reading, sight
 from sft_dist.errors import ConfigError
-from sft_dist.pages import screen
+from sft_dist.history import reading
 from sft_dist.pages.terminal import WIDE
+from sft_dist.watch import screen, sight
 
 MOST = 20  # runs of a folder: those that wrote last
 TAIL = 256 * 1024  # bytes of the metrics of one of many

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sft_dist.records import Record, natural
+from sft_dist.history.records import Record, natural
 
 NOT_THE_RECIPE = ("train.seed", "run.", "track.", "report.", "watch.", "save.", "data.root", "data.download", "data.workers")
 """Keys in which runs of one recipe may differ. Of the data the fingerprint is compared instead of the place."""

@@ -6,10 +6,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from sft_dist import census, datasets, findings, parse, pictures
+from sft_dist import datasets, parse, pictures
 from sft_dist.config import Config
+from sft_dist.datacheck import census, findings, page
 from sft_dist.errors import MachineError
-from sft_dist.pages import check as page
 from sft_dist.pages import terminal
 from sft_dist.plan import processors
 from sft_dist.rundir import to_json

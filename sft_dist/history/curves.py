@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from sft_dist.records import Curves, Record, is_number
+from sft_dist.history.records import Curves, Record, is_number
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sft_dist.chronicle import Chapter, Times
 from sft_dist.config import Config, Section
-from sft_dist.curves import Point, series, thin
-from sft_dist.exhibits import Embedding, Exhibits
-from sft_dist.groups import shown
-from sft_dist.pages import figures, paper, telling, words
+from sft_dist.history.curves import Point, series, thin
+from sft_dist.history.groups import shown
+from sft_dist.pages import figures, paper, words
 from sft_dist.pages.figures import Line, Picture
-from sft_dist.study import Study
+from sft_dist.report import drawings, telling
+from sft_dist.report.chronicle import Chapter, Times
+from sft_dist.report.exhibits import Embedding, Exhibits
+from sft_dist.report.study import Study
 
 POINTS = 400  # of one curve: more than a picture is wide
 FEW_CLASSES = 15  # whose confusion matrix is a table; of more it is a picture
@@ -69,7 +70,7 @@ def page(study: Study, chapters: Sequence[Chapter], times: Times | None, exhibit
         panels=list(_drawn(study, marks)),
         resumed=marks,
         matrix=_matrix(study),
-        reliability=figures.reliability(study.calibration) if study.calibration else None,
+        reliability=drawings.reliability(study.calibration) if study.calibration else None,
         maps=_maps(study, exhibits),
         config=[(key, shown(value), value != default) for key, value, default in _config(study.record.config)],
         shown=shown,
@@ -113,7 +114,7 @@ def _matrix(study: Study) -> Picture | None:
     shares = [[cell / max(1, sum(row)) for cell in row] for row in study.confusion]
     right = sum(row[i] for i, row in enumerate(study.confusion))
     said = f"Confusion matrix of {len(shares)} classes: {right} of {study.samples} samples are on its diagonal."
-    return Picture(figures.heat(shares), said)
+    return Picture(drawings.heat(shares), said)
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def _map(found: Embedding, which: str, chosen: Sequence[int]) -> Picture:
     drawn = found.before if which == "before" else found.after
     told = f"{len(found.labels)} validation samples in two dimensions {which} training: "
     told += f"{100 * drawn.neighbours:.0f} % have a nearest neighbour of their own class."
-    return Picture(figures.scatter(drawn.points, found.labels, chosen), told)
+    return Picture(drawings.scatter(drawn.points, found.labels, chosen), told)
 
 
 def _name(names: Sequence[str], label: int) -> str:

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sft_dist.pages import words
-from sft_dist.pairing import Moved
-from sft_dist.standings import Entry
-from sft_dist.verdicts import Comparison, Pair
+from sft_dist.compare import telling
+from sft_dist.compare.pairing import Moved
+from sft_dist.compare.standings import Entry
+from sft_dist.compare.verdicts import Comparison, Pair
 
 MOST = 1000  # samples that are named a pair and a direction; their number is always told
 
@@ -44,7 +44,7 @@ def _pair(pair: Pair, comparison: Comparison) -> dict[str, Any]:
         "one": pair.one,
         "other": pair.other,
         "verdict": pair.verdict,
-        "sentence": words.sentence(pair, comparison),
+        "sentence": telling.sentence(pair, comparison),
         "top1": asdict(pair.difference) if pair.difference else None,
         "p_corrected": pair.p,
         "f1_macro": asdict(pair.f1_macro) if pair.f1_macro else None,

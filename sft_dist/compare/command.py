@@ -4,11 +4,14 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from sft_dist import pictures, reading, rundir, verdicts
+from sft_dist import pictures, rundir
+from sft_dist.compare import data, table, telling, verdicts
+from sft_dist.compare import page as comparison
+from sft_dist.compare.verdicts import Choice, Comparison
 from sft_dist.errors import ConfigError, MachineError
-from sft_dist.pages import comparison, data, terminal, words
-from sft_dist.records import printable
-from sft_dist.verdicts import Choice, Comparison
+from sft_dist.history import reading
+from sft_dist.history.records import printable
+from sft_dist.pages import terminal
 
 
 def compare(runs: Sequence[str], baseline: Sequence[str], out: Path, choice: Choice) -> int:
@@ -22,10 +25,10 @@ def compare(runs: Sequence[str], baseline: Sequence[str], out: Path, choice: Cho
     base, passed_there = reading.gather(baseline)
     found = verdicts.judge(records, base, choice)
     found = dataclasses.replace(found, notes=[*dict.fromkeys([*passed, *passed_there, *found.notes])])
-    terminal.show(found)
+    table.show(found)
     write(found, out)
     if found.baseline and not found.complete:
-        told = [words.sentence(pair, found) for pair in found.undecided]
+        told = [telling.sentence(pair, found) for pair in found.undecided]
         told += [f"{name} has no {found.metric} to hold against {found.baseline}" for name in found.left_out]
         raise ConfigError([printable(line) for line in told])
     return int(bool(found.regressions))

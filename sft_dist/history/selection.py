@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft_dist.errors import ConfigError
-from sft_dist.records import Record, is_number
+from sft_dist.history.records import Record, is_number
 
 COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le,

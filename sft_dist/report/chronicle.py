@@ -9,11 +9,11 @@ from typing import Any
 
 from sft_dist import attempts
 from sft_dist.attempts import Attempt
-from sft_dist.curves import series
-from sft_dist.reading import rows_of
-from sft_dist.records import Record, is_number
+from sft_dist.history.curves import series
+from sft_dist.history.reading import rows_of
+from sft_dist.history.records import Record, is_number
+from sft_dist.report.study import Study
 from sft_dist.rundir import RunDir
-from sft_dist.study import Study
 
 SLOW_PCT = 20  # of the time in steps: waiting for data for longer than that is worth a word
 

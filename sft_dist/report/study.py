@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sft_dist import curves
-from sft_dist.calibration import Calibration, calibrate
-from sft_dist.curves import Cost
-from sft_dist.records import Curves, Record, is_number, numbers
+from sft_dist.history import curves
+from sft_dist.history.curves import Cost
+from sft_dist.history.records import Curves, Record, is_number, numbers
+from sft_dist.report.calibration import Calibration, calibrate
 
 Z = 1.959964  # of a normal distribution, for 95 %
 

@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sft_dist.exhibits import Map
 from sft_dist.models import family
+from sft_dist.report.exhibits import Map
 
 Features = NDArray[np.float64]
 

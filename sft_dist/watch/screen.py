@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sft_dist.pages import words
-from sft_dist.sight import Ranks, Sight
+from sft_dist.watch.sight import Ranks, Sight
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDE = 48  # columns of a curve

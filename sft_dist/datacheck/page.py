@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from sft_dist.findings import Finding, Item, Report
+from sft_dist.datacheck.findings import Finding, Item, Report
 from sft_dist.pages import paper, words
 
 NAMED = 5  # items of a finding on the screen

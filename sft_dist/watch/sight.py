@@ -11,10 +11,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sft_dist import attempts, curves, reading
+from sft_dist import attempts
 from sft_dist.attempts import Attempt
+from sft_dist.history import curves, reading
+from sft_dist.history.records import is_number, printable
 from sft_dist.progress import HEADLINES
-from sft_dist.records import is_number, printable
 from sft_dist.rundir import STEP, RunDir, read_json
 from sft_dist.schedule import marks
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sft_dist.records import Predictions
+from sft_dist.history.records import Predictions
 
 
 @dataclass(frozen=True)

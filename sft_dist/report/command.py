@@ -3,11 +3,13 @@
 import sys
 from pathlib import Path
 
-from sft_dist import chronicle, exhibits, pictures, reading, rundir
+from sft_dist import pictures, rundir
 from sft_dist.errors import ConfigError, SftError
-from sft_dist.pages import report
-from sft_dist.records import printable
-from sft_dist.study import study
+from sft_dist.history import reading
+from sft_dist.history.records import printable
+from sft_dist.report import chronicle, exhibits
+from sft_dist.report import page as report
+from sft_dist.report.study import study
 
 NAME = "report.html"
 
@@ -20,7 +22,7 @@ def check(folder: Path) -> None:
 
 def look(folder: Path, at: str = "best") -> list[str]:
     """Load data and model for what only they can show; what was found, in words. With torch."""
-    from sft_dist.look import look
+    from sft_dist.report.look import look
 
     return look(folder, at)
 

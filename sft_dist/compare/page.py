@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from sft_dist.curves import Point, series, thin
+from sft_dist.compare import telling
+from sft_dist.compare.standings import Entry
+from sft_dist.compare.verdicts import Comparison
+from sft_dist.history.curves import Point, series, thin
 from sft_dist.pages import figures, paper, words
 from sft_dist.pages.figures import Picture
-from sft_dist.standings import Entry
-from sft_dist.verdicts import Comparison
 
 DRAWN = len(figures.COLOURS)  # groups whose curves are drawn over each other
 POINTS = 400  # of one curve: more than a picture is wide
@@ -39,6 +40,7 @@ def page(comparison: Comparison, pictures: Mapping[str, str]) -> str:
         "compare.html",
         comparison=comparison,
         words=words,
+        telling=telling,
         figures=figures,
         name=words.score(comparison.metric),
         curves=[(title, found) for title, found in drawn if found],

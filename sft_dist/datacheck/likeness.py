@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import combinations_with_replacement
 from typing import Any
 
-from sft_dist.census import SIDE, Look
+from sft_dist.datacheck.census import SIDE, Look
 
 ALIKE = 0.96  # correlation of the thumbnails' grey
 FAINTEST = 2.0  # deviation of a thumbnail's grey, of 255: below it, noise would be compared

@@ -4,11 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from sft_dist import curves, noise
-from sft_dist.curves import Cost
-from sft_dist.groups import Group
-from sft_dist.noise import Spread
-from sft_dist.records import Curves
+from sft_dist.compare import noise
+from sft_dist.compare.noise import Spread
+from sft_dist.history import curves
+from sft_dist.history.curves import Cost
+from sft_dist.history.groups import Group
+from sft_dist.history.records import Curves
 
 TOTALS = ("train_s", "wall_s", "device_hours")
 

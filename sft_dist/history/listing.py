@@ -9,9 +9,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sft_dist import reading
+from sft_dist.history import reading
+from sft_dist.history.records import is_number, printable
 from sft_dist.progress import HEADLINES
-from sft_dist.records import is_number, printable
 from sft_dist.rundir import read_json
 
 TAIL = 4096  # bytes of metrics.jsonl that hold its last row

@@ -1,0 +1,1 @@
+"""Many runs: which is better, and is it noise."""

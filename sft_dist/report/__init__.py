@@ -1,0 +1,1 @@
+"""One run on a page, and what its model shows."""

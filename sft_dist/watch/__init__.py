@@ -1,0 +1,1 @@
+"""Runs as they go, from their files alone."""
