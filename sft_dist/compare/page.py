@@ -13,6 +13,7 @@ from sft_dist.pages.figures import Picture
 DRAWN = len(figures.COLOURS)  # groups whose curves are drawn over each other
 POINTS = 400  # of one curve: more than a picture is wide
 MOVED = 24  # samples a pair and a direction that the page shows; compare.json names them all
+FIRST = 6  # of them that are seen before anything is opened, where there is one pair alone
 PICTURES = 500  # samples of the whole page that are shown with a picture
 METRICS = ("val/loss", "train/loss")
 
@@ -46,6 +47,7 @@ def page(comparison: Comparison, pictures: Mapping[str, str]) -> str:
         curves=[(title, found) for title, found in drawn if found],
         drawn=DRAWN,
         scale=_scale(comparison),
+        first=FIRST,
         most=MOVED,
         pictures=pictures,
     )

@@ -53,7 +53,7 @@ def curves(lines: Sequence[Line], x_label: str, y_label: str, whole: bool, marks
 
     marks: places on the x axis where a thin line stands.
     """
-    with drawing(4.8, 3.0) as (axes, made):
+    with drawing(3.8, 2.5) as (axes, made):
         for line in lines:
             marker = "o" if len(line.x) <= FEW else None
             axes.plot(line.x, line.y, color=colour(line.group), linestyle=dash(line.group), linewidth=1.3, marker=marker, markersize=3)

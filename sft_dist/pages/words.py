@@ -22,6 +22,10 @@ def speed(value: float | None) -> str:
     return "-" if value is None else f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
 def listed(items: Sequence[str], most: int) -> str:
     """The first few, and how many more there are."""
     more = len(items) - most

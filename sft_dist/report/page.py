@@ -42,7 +42,7 @@ class Drawing:
 PANELS = (
     Panel("Loss", ("train/loss", "val/loss")),
     Panel("Accuracy", ("train/mean_top1", "val/top1", "val/top5")),
-    Panel("Precision, recall and F1, means over the classes", ("val/precision_macro", "val/recall_macro", "val/f1_macro")),
+    Panel("Precision, recall and F1", ("val/precision_macro", "val/recall_macro", "val/f1_macro")),
     Panel("Learning rate", ("train/lr",)),
     Panel("Norm of the gradient", ("train/grad_norm",)),
     Panel("Loss scale of fp16", ("train/loss_scale",)),
@@ -74,6 +74,7 @@ def page(study: Study, chapters: Sequence[Chapter], times: Times | None, exhibit
         maps=_maps(study, exhibits),
         config=[(key, shown(value), value != default) for key, value, default in _config(study.record.config)],
         shown=shown,
+        silent=_silent(study),
         samples=SAMPLES,
         most_mistakes=MISTAKES,
         few=FEW_CLASSES,
@@ -89,13 +90,19 @@ def shown_samples(study: Study) -> list[str]:
 
 def _drawn(study: Study, marks: Sequence[int]) -> Iterator[Drawing]:
     for panel in PANELS:
-        found = {metric: points for metric in panel.metrics if (points := series(study.curves.rows, metric))}
+        told = [metric for metric in panel.metrics if metric not in _silent(study)]
+        found = {metric: points for metric in told if (points := series(study.curves.rows, metric))}
         if found:
             thinned = [thin(points, POINTS) for points in found.values()]
             lines = [Line(i, [p.step for p in points], [p.value for p in points]) for i, points in enumerate(thinned)]
             alt = " ".join(_told(metric, points) for metric, points in found.items())
             uri = figures.curves(lines, "step", "", whole=True, marks=marks)
             yield Drawing(panel.title, list(found), Picture(uri, alt))
+
+
+def _silent(study: Study) -> tuple[str, ...]:
+    """Scores that cannot say anything: of five classes or fewer, one of the first five is always right."""
+    return ("val/top5",) if 0 < len(study.classes) <= 5 else ()
 
 
 def _told(metric: str, points: Sequence[Point]) -> str:
@@ -134,7 +141,7 @@ def _maps(study: Study, exhibits: Exhibits) -> Maps | None:
     names = exhibits.classes
     poorest = {score.name: score.f1 for score in study.classes}
     there = sorted(set(found.labels))
-    chosen = sorted(there, key=lambda label: poorest.get(_name(names, label), 1.0))[: len(figures.MARKS)]
+    chosen = sorted(sorted(there, key=lambda label: poorest.get(_name(names, label), 1.0))[: len(figures.MARKS)])
     before, after = (_map(found, which, chosen) for which in ("before", "after"))
     return Maps(before, after, [_name(names, label) for label in chosen], len(there) > len(chosen))
 

@@ -24,6 +24,12 @@ def ended(study: Study, chapters: Sequence[Chapter]) -> str:
     return outcome if outcome in STANDS else "failed" if chapters and chapters[-1].failed else "unfinished"
 
 
+def beginning(study: Study) -> str:
+    """What the weights were at the start, after a comma; nothing where the config does not say."""
+    weights = study.record.config.get("model.weights")
+    return "" if not weights else ", from scratch" if weights == "none" else f", from the weights {weights}"
+
+
 def verdict(study: Study, how: str) -> str:
     """The run in a sentence: how it stands, and its score with what it rests on."""
     stands = STANDS[how]
@@ -80,7 +86,7 @@ def _classes(study: Study) -> Iterator[str]:
         yield f"The weakest class is {weakest.name}: F1 {weakest.f1:.3f} over {weakest.support} samples."
     if study.mistakes:
         most = study.mistakes[0]
-        yield f"Most often, {most.truth} is taken for {most.said}: {most.count} times, {100 * most.share:.0f} % of its samples."
+        yield f"Most often, {most.truth} is taken for {most.said}: {words.times(most.count)}, {100 * most.share:.0f} % of its samples."
 
 
 def _trend(study: Study) -> Iterator[str]:
