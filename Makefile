@@ -1,5 +1,5 @@
-# make install | demo | quick | test | slurm | real | check | fix | bench | docs | clean
-.PHONY: install demo quick test slurm real check fix bench docs clean
+# make install | demo | quick | test | slurm | real | check | fix | bench | docs | screenshots | clean
+.PHONY: install demo quick test slurm real check fix bench docs screenshots clean
 SHELL := /bin/bash
 PYTHON ?= python3.11
 BIN := .venv/bin
@@ -40,6 +40,9 @@ bench: install
 	$(BIN)/python benchmarks/compare.py
 	$(BIN)/python benchmarks/noise.py
 	$(BIN)/python -m pytest -m bench tests/faults
+
+screenshots: install
+	$(BIN)/python docs/screenshots.py
 
 docs: install
 	$(BIN)/python docs/generate.py

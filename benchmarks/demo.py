@@ -54,7 +54,7 @@ def main() -> None:
     [pair] = json.loads((REPOSITORY / RUNS / "compare.json").read_text())["pairs"]
     console.print(f"{pair['sentence']}.\n\nOpen in a browser; each is one file, and needs no network:", markup=False)
     for page, about in PAGES.items():
-        console.print(f"  {str(page):<34}  {about}")
+        console.print(f"  {page!s:<34}  {about}")
     console.print(
         f"\nAll of it took {time.monotonic() - started:.0f} s. The runs are in {RUNS}: {size_gb():.1f} GB, most of it checkpoints."
     )

@@ -60,6 +60,16 @@ def test_every_link_within_the_repository_leads_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=title)
+def test_every_picture_is_there_by_day_and_by_night_and_has_words_that_stand_for_it(page: Path) -> None:
+    for block in re.findall(r"<picture>.*?</picture>", text := page.read_text(), re.DOTALL):
+        [dark, day] = re.findall(r'src(?:set)?="([^"]+)"', block)
+        assert (page.parent / day).is_file() and dark == day.replace(".png", "-dark.png") and (page.parent / dark).is_file(), day
+        [words] = re.findall(r'<img [^>]*alt="([^"]*)"', block)
+        assert len(words) > 40, day
+    assert len(re.findall("<img ", text)) == len(re.findall("<picture>", text)), "a picture without one for the night"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=title)
 def test_every_config_key_that_is_named_exists(page: Path) -> None:
     named = re.findall(rf"(?<![\w./-])((?:{'|'.join(SECTIONS)})\.[a-z_]+)\b(?![(/])", page.read_text())
     files_and_rooms = re.compile(r".*\.(py|safetensors|run|window|json|html|ya?ml)$")

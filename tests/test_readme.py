@@ -57,7 +57,7 @@ def quickstart(place):
 @pytest.mark.parametrize("command", RUN)
 def test_command_runs_as_it_stands_in_the_readme(command, place, quickstart):
     trains = "train" in command or "sft-launch run" in command
-    reads = command.split()[1] in ("eval", "ls", "compare", "report")
+    reads = command.split()[1] in ("eval", "ls", "compare", "report", "watch", "data")
     if "runs/slow" in command and not (place / "runs" / "slow").exists():
         [slow] = [line for line in RUN if "run.name=slow" in line]
         assert execute(f"{slow} {shlex.join(SHORTER)}", place).returncode == 0

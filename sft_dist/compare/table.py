@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
@@ -11,32 +12,43 @@ from sft_dist.history.records import printable
 from sft_dist.pages import terminal, words
 
 MOST = 8
+KEPT = 3  # columns of the table that a narrow screen has too
 
 
 def show(comparison: Comparison) -> None:
     """A table of the groups, what differs, a verdict for each pair, and what to know of it. Names are printed as they are, never obeyed."""
-    terminal.screen().print(_table(comparison))
+    screen = terminal.screen()
+    screen.print(_table(comparison, screen.width))
     terminal.say(*_lines(comparison))
 
 
-def _table(comparison: Comparison) -> Table:
-    name = words.score(comparison.metric)
-    table = Table("run", "seeds", f"{name}, last", "95 % of the mean", f"{name}, best", "step", "training", "samples/s", "device-hours")
-    for i, entry in enumerate(comparison.entries):
-        last, best = (entry.spreads.get(at) for at in ("last", "best"))
-        cells = [
-            entry.group.label + (" (baseline)" if comparison.baseline and i == 0 else ""),
-            " ".join(map(str, entry.group.seeds)),
-            telling.spread(last),
-            telling.interval(last),
-            telling.spread(best),
-            telling.steps(entry),
-            words.duration(entry.cost.train_s),
-            words.speed(entry.cost.samples_per_s),
-            words.hours(entry.cost.device_hours),
-        ]
-        table.add_row(*(Text(printable(cell)) for cell in cells))
+def _table(comparison: Comparison, width: int) -> Table:
+    """As many columns as the screen has room for, but the first KEPT in any case; the page has all of them."""
+    rows = [_cells(comparison, i) for i in range(len(comparison.entries))]
+    wide = {title: max(cell_len(text) for text in (title, *(row[title] for row in rows))) + 3 for title in rows[0]}
+    titles = [title for i, title in enumerate(wide) if i < KEPT or 1 + sum([*wide.values()][: i + 1]) <= width]
+    table = Table(*titles)
+    for row in rows:
+        table.add_row(*(Text(row[title]) for title in titles))
     return table
+
+
+def _cells(comparison: Comparison, number: int) -> dict[str, str]:
+    """A row by the titles of its columns, the most important first."""
+    entry, name = comparison.entries[number], words.score(comparison.metric)
+    last, best = (entry.spreads.get(at) for at in ("last", "best"))
+    cells = {
+        "run": entry.group.label + (" (baseline)" if comparison.baseline and number == 0 else ""),
+        "seeds": " ".join(map(str, entry.group.seeds)),
+        f"{name}, last": telling.spread(last),
+        "95 % of the mean": telling.interval(last),
+        f"{name}, best": telling.spread(best),
+        "step": telling.steps(entry),
+        "training": words.duration(entry.cost.train_s),
+        "samples/s": words.speed(entry.cost.samples_per_s),
+        "device-hours": words.hours(entry.cost.device_hours),
+    }
+    return {title: printable(cell) for title, cell in cells.items()}
 
 
 def _lines(comparison: Comparison) -> Iterator[str]:
