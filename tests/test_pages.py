@@ -112,6 +112,21 @@ def test_hostile_names_do_not_reach_the_terminal(nasty: Comparison, capsys: pyte
     assert "[bold]$x_1$" in screen
 
 
+def test_a_narrow_screen_shows_the_columns_that_decide(plain: Comparison) -> None:
+    def titles(width: int) -> list[object]:
+        return [column.header for column in table._table(plain, width).columns]
+
+    assert titles(160)[-3:] == ["training", "samples/s", "device-hours"]
+    assert titles(70) == ["run", "seeds", "top1, last", "95 % of the mean"]
+    assert titles(20) == ["run", "seeds", "top1, last"]
+
+
+def test_the_first_samples_of_a_single_pair_are_seen_before_anything_is_opened(pages: dict[str, str]) -> None:
+    before, _, after = pages["plain"].partition("<summary>6 more that got better</summary>")
+    assert "<h3>12 samples got better</h3>" in before
+    assert (before.count("truth: "), after.count("truth: ")) == (6, 6)
+
+
 def test_every_picture_has_words_that_stand_for_it(pages: dict[str, str]) -> None:
     page = Page(pages["plain"])
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]

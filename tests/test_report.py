@@ -58,6 +58,18 @@ def test_the_matrix_is_that_of_scores_json(plain: Page) -> None:
     matrix = confusion_matrix(TRUTHS, guesses(WRONG))
     assert re.search("cat" + "".join(rf"\s*{cell}" for cell in matrix[0]), plain.words)
     assert "cat, taken for dog: 3 times (15 % of its samples)" in plain.words
+    assert "eel, taken for cat: once (5 % of its samples)" in plain.words
+
+
+@pytest.mark.parametrize(("classes", "shown"), [(CLASSES, False), ((*CLASSES, "fox", "gnu", "hen"), True)], ids=["three classes", "six"])
+def test_top5_is_shown_only_where_it_can_be_wrong(tmp_path: Path, classes: Sequence[str], shown: bool) -> None:
+    run = a_whole_run(tmp_path / "run")
+    scores = json.loads((run / "scores.json").read_text())
+    for entry in scores.values():
+        entry["val/top5"] = 1.0
+        entry["per_class"] = {name: {"precision": 1.0, "recall": 1.0, "f1": 1.0, "support": 10} for name in classes}
+    write(run / "scores.json", scores)
+    assert ("val/top5" in drawn(run).words) is shown
 
 
 def test_the_verdict_is_a_sentence_with_what_it_rests_on(plain: Page) -> None:
