@@ -124,7 +124,7 @@ def test_a_narrow_screen_shows_the_columns_that_decide(plain: Comparison) -> Non
 def test_the_first_samples_of_a_single_pair_are_seen_before_anything_is_opened(pages: dict[str, str]) -> None:
     before, _, after = pages["plain"].partition("<summary>6 more that got better</summary>")
     assert "<h3>12 samples got better</h3>" in before
-    assert (before.count("truth: "), after.count("truth: ")) == (6, 6)
+    assert (before.count("<br>truth: "), after.count("<br>truth: ")) == (6, 6)
 
 
 def test_every_picture_has_words_that_stand_for_it(pages: dict[str, str]) -> None:
