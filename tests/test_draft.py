@@ -73,14 +73,17 @@ def test_what_to_mind_is_said(here: Path) -> None:
     folder = photos(here / "data", {"train/cat": 40, "train/dog": 10, "val/cat": 30, "val/dog": 4})
     (folder / "train" / "cat" / "5.png").unlink()
     (folder / "train" / "cat" / "5.png").write_text("no image")
+    (folder / "valid").mkdir()
+    (folder / "valid" / "a.png").touch()
     told = draft.write(folder, None)
     assert told == [
         "2 classes: cat, dog",
         "50 training images, 10 to 40 of each class; 34 validation images; no test images",
-        "shorter side of 49 images that were looked at: 40 to 40 pixels, mostly 40",
+        "shorter side of 49 images that were looked at: 40 to 40 pixels, median 40",
         "classes differ in size (dog has 10): look at val/f1_macro, and at each class, not at val/top1 alone",
-        "a class has only 4 validation images: expect its score, and the whole, to jump about",
+        "dog has 4 validation image(s): expect its score, and the whole, to jump about",
         "1 image(s) could not be opened, and one ends a run: `sft-dist data check` names them",
+        "1 image(s) lie where no run reads them, like valid/a.png: `sft-dist data check` names them",
         "wrote data.yaml; now: sft-dist plan data.yaml",
     ]
 
@@ -99,6 +102,7 @@ def test_the_door_writes_what_plan_takes_and_overwrites_nothing(here: Path) -> N
 
 def test_folders_that_are_no_data_set_are_told_what_to_do(here: Path) -> None:
     photos(here / "flat", {"cat": 2, "dog": 2})
+    photos(here / "capital", {"Training/cat": 2, "Training/dog": 2})
     (here / "empty").mkdir()
     photos(here / "broken", {"train/cat": 2, "train/dog": 2})
     for path in (here / "broken").rglob("*.png"):
@@ -106,6 +110,7 @@ def test_folders_that_are_no_data_set_are_told_what_to_do(here: Path) -> None:
         path.write_text("no image")
     for name, told in {
         "flat": r"flat has no train/, but cat, dog; if these are the classes, move them into .*flat/train/",
+        "capital": "capital has no train/, but Training/; rename it",
         "empty": "empty has no images in folders; it needs one folder for each class",
         "broken": "none of the 2 images of .*broken/train that were looked at can be opened",
         "gone": "there is no such folder",
@@ -113,6 +118,14 @@ def test_folders_that_are_no_data_set_are_told_what_to_do(here: Path) -> None:
         with pytest.raises(ConfigError, match=told):
             draft.write(here / name, None)
     assert list(here.glob("*.yaml")) == []
+
+
+def test_images_so_large_that_pillow_warns_of_them_are_no_noise(here: Path) -> None:
+    for name in ("cat", "dog"):
+        (here / "data" / "train" / name).mkdir(parents=True)
+        for i in range(2):
+            Image.new("1", (10_000, 9_000)).save(here / "data" / "train" / name / f"{i}.png")
+    assert drafted(here / "data").data.size == 224  # a warning would be an error here
 
 
 def test_a_name_that_would_be_refused_later_is_refused_before_writing(here: Path) -> None:

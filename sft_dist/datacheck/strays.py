@@ -1,28 +1,29 @@
 """Image files that lie where the data does and that no run reads: beside the class folders, or of a format that is not read."""
 
-from collections.abc import Iterator
-from contextlib import suppress
+import os
 from pathlib import Path
 
 from sft_dist.datasets import images
-from sft_dist.errors import SftError
 
 READ = ("train", "val", "test")
 UNREAD = (".avif", ".heic", ".heif", ".jfif", ".jp2", ".jxl", ".svg", ".tga")  # endings of images that images.find passes over
 
 
 def find(root: Path) -> list[str]:
-    """Their paths from the root, in order. What is hidden is left out, and so are whole classes that data.classes leaves out."""
-    return [str(path) for path in (found.relative_to(root) for found in _all(root)) if not _is_read(path)]
+    """Their paths from the root, folder by folder.
+
+    What is hidden is left out, and what lies behind a link to a folder; so are whole classes, which data.classes may leave out.
+    """
+    found = []
+    for here, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        paths = [Path(here, name).relative_to(root) for name in sorted(files) if not name.startswith(".")]
+        found += [str(path) for path in paths if _is_image(path) and not _is_read(path)]
+    return found
 
 
-def _all(root: Path) -> Iterator[Path]:
-    for place in sorted(path for path in root.iterdir() if not path.name.startswith(".")):
-        if place.is_dir():
-            with suppress(SftError):  # what cannot be listed beside the data does a run no harm
-                yield from images.find(place, (*images.EXTENSIONS, *UNREAD))
-        elif place.name.lower().endswith((*images.EXTENSIONS, *UNREAD)):
-            yield place
+def _is_image(path: Path) -> bool:
+    return path.name.lower().endswith((*images.EXTENSIONS, *UNREAD))
 
 
 def _is_read(path: Path) -> bool:

@@ -11,7 +11,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # whatever the name says; of the others, EPS starts Ghostscript
 
 
-def find(folder: Path, endings: tuple[str, ...] = EXTENSIONS) -> Iterator[Path]:
+def find(folder: Path) -> Iterator[Path]:
     """Every image below a folder, sorted; what is hidden is left out.
 
     Raises MachineError where a folder cannot be listed, and ConfigError for a link to a folder that it lies in.
@@ -24,7 +24,7 @@ def find(folder: Path, endings: tuple[str, ...] = EXTENSIONS) -> Iterator[Path]:
                     f"{link} is a link to a folder that it lies in, so that its images would count again and again; remove it"
                 )
         for name in sorted(files):
-            if name.lower().endswith(endings) and not name.startswith("."):
+            if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
                 yield Path(here) / name
 
 
