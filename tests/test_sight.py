@@ -11,7 +11,8 @@ from given_watched import NOON, aged, looked, training
 from sft_dist import attempts
 from sft_dist.pulse import Beat
 from sft_dist.watch import rows, sight
-from sft_dist.watch.sight import Left, Ranks, Rows
+from sft_dist.watch.rows import Rows
+from sft_dist.watch.sight import Left, Ranks
 
 
 def landed(run: Path, step: int, when: float) -> None:
