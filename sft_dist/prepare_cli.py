@@ -46,7 +46,7 @@ def data_group() -> None:
 @click.option(
     "--near/--no-near",
     default=True,
-    help="Compare every picture with every other; four minutes for 100,000 on one core, four times that for twice as many.",
+    help="Compare every picture with every other; two minutes for 100,000 on one core, four times that for twice as many.",
 )
 def check_command(config: Path, overrides: tuple[str, ...], out: Path, workers: int | None, near: bool) -> None:
     """Open every image of CONFIG: unreadable ones, doubles, leaks between splits, balance, sizes. Exit code 1 if something is wrong."""

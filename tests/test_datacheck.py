@@ -145,7 +145,7 @@ def test_a_picture_in_two_classes_is_a_contradiction_and_twice_in_one_only_a_rem
 def test_what_is_rare_missing_small_long_or_odd_is_a_remark(root: Path) -> None:
     for i in range(1, 6):
         (root / "train" / "dog" / f"{i}.png").unlink()
-    for i in range(100, 105):
+    for i in range(100, 101):
         scene(i, 64).save(root / "train" / "cat" / f"{i}.png")
     (root / "test" / "dog" / "0.png").unlink()
     scene(200, 40).resize((40, 30)).save(root / "train" / "cat" / "small.png")
@@ -155,7 +155,7 @@ def test_what_is_rare_missing_small_long_or_odd_is_a_remark(root: Path) -> None:
     assert done.exit_code == 0
     told = {kind: (names(finding), finding["items"][0]["note"]) for kind, finding in findings.items()}  # type: ignore[index]
     assert told == {
-        "rare-class": ([["dog"]], "1 of at most 14"),
+        "rare-class": ([["dog"]], "1 of at most 10"),
         "missing-class": ([["dog"]], "none in test"),
         "small": ([["train/cat/small.png"]], "40 x 30"),
         "long": ([["train/cat/long.png"]], "300 x 64"),
@@ -173,6 +173,16 @@ def test_what_a_run_would_hold_out_of_its_training_images_is_checked_as_validati
     assert done.exit_code == 1
     assert "leak" in findings
     assert "cat in train, cat in val" in done.output
+
+
+def test_the_screen_names_five_of_a_kind_and_the_page_shows_all(root: Path) -> None:
+    for i in range(6):
+        shutil.copy(root / "train" / "cat" / f"{i}.png", root / "val" / "cat" / f"copy-{i}.png")
+    done, findings = checked(root)
+    assert len(names(findings["leak"])) == 6
+    assert done.output.count("train/cat/") == 5 and "    and 1 more\n" in done.output
+    page = (root.parent / "out" / "data-check.html").read_text()
+    assert sum(tag == "img" for tag, _ in Tags(page).found) == 12
 
 
 class Tags(HTMLParser):

@@ -1,6 +1,7 @@
 """A first config fits the folder that it was written for, says why, and is let through by everything that a run asks of it."""
 
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from sft_dist import cli, datasets, draft, parse, preflight, schema
 from sft_dist.config import Config
+from sft_dist.datasets import Split, Splits
 from sft_dist.errors import ConfigError
 from sft_dist.plan import World, make_plan
 
@@ -60,6 +62,43 @@ def test_thousands_of_tiny_ones_are_enlarged_and_train_more(here: Path) -> None:
 def test_the_smallest_sets_there_are_can_be_planned(here: Path, counts: dict[str, int]) -> None:
     config = drafted(photos(here / "data", counts))
     assert (config.batch.total, config.data.flip) == (2, 0)
+
+
+def of_size(samples: int, side: int = 300) -> dict[str, Any]:
+    """The config for so many training images of two classes, as YAML reads it."""
+    some = Split(["a"] * samples, [i % 2 for i in range(samples)], lambda _: None)
+    held = draft.Photos("data", Splits(some, some, None, ("cat", "dog")), [side], 0)
+    tree: dict[str, Any] = yaml.safe_load("\n".join(draft.lines(held, Path("photos.yaml"))))
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("samples", "part", "model", "epochs", "hard_crop"),
+    [
+        (999, "head", "resnet18", "33 epochs", False),
+        (1000, "last:2", "resnet18", "32 epochs", False),
+        (4999, "last:2", "resnet18", "7 epochs", False),
+        (5000, "all", "resnet18", "7 epochs", False),
+        (9999, "all", "resnet18", "5 epochs", False),
+        (10_000, "all", "resnet50", "5 epochs", True),
+    ],
+)
+def test_more_images_train_more_of_a_larger_model(samples: int, part: str, model: str, epochs: str, hard_crop: bool) -> None:
+    tree = of_size(samples)
+    assert (tree["model"]["train"], tree["model"]["name"], tree["train"]["duration"]) == (part, model, epochs)
+    assert ("crop_scale" not in tree["data"]) == hard_crop
+
+
+@pytest.mark.parametrize(("side", "size"), [(1, 96), (97, 128), (159, 160), (160, 224), (4000, 224)])
+def test_images_are_shown_at_the_size_of_the_weights_or_enlarged_a_little(side: int, size: int) -> None:
+    assert of_size(100, side)["data"]["size"] == size
+
+
+def test_classes_that_differ_three_times_in_size_are_minded(here: Path) -> None:
+    photos(here / "data", {"train/cat": 30, "train/dog": 10, "val/cat": 10, "val/dog": 10})
+    assert "classes differ in size (dog has 10): look at val/f1_macro, and at each class, not at val/top1 alone" in draft.write(
+        here / "data", None
+    )
 
 
 def test_every_value_but_names_stands_beside_a_reason(here: Path) -> None:

@@ -46,6 +46,23 @@ def test_a_picture_is_no_copy_of_itself_though_it_is_its_own_mirror_image(tmp_pa
     assert likeness.alike(looked(tmp_path, whole, scene(1)), [range(2)]) == []
 
 
+def test_of_two_ways_to_be_alike_the_nearer_is_told(tmp_path: Path) -> None:
+    half = scene(0, 48)
+    even = Image.new("RGB", (96, 48))
+    even.paste(half, (0, 0))
+    even.paste(ImageOps.mirror(half), (48, 0))
+    uneven = Image.blend(even, scene(5).resize((96, 48)), 0.08)
+    [pair] = likeness.alike(looked(tmp_path, uneven, ImageOps.mirror(uneven)), [range(2)])
+    assert pair.mirrored and pair.correlation > 0.9999
+    [pair] = likeness.alike(looked(tmp_path, uneven, ImageEnhance.Brightness(uneven).enhance(1.01)), [range(2)])
+    assert not pair.mirrored
+
+
+def test_pictures_of_32_pixels_are_compared(tmp_path: Path) -> None:
+    looks = looked(tmp_path, scene(0, 32), ImageEnhance.Brightness(scene(0, 32)).enhance(1.01))
+    assert len(likeness.alike(looks, [range(2)])) == 1
+
+
 def test_turned_and_half_cropped_copies_are_not_found(tmp_path: Path) -> None:
     looks = looked(tmp_path, scene(0), scene(0).rotate(90), ImageOps.flip(scene(0)), scene(0).crop((24, 24, 96, 96)))
     assert likeness.alike(looks, [range(4)]) == []
@@ -71,8 +88,9 @@ def test_a_copy_in_another_split_is_found_beside_a_nearer_one_in_its_own(tmp_pat
 def test_pictures_that_show_nothing_or_are_tiny_or_unreadable_are_not_compared(tmp_path: Path) -> None:
     plain = [Image.new("RGB", (64, 64), (shade, shade, shade)) for shade in (100, 101)]
     tiny = [scene(0, 31), ImageEnhance.Brightness(scene(0, 31)).enhance(1.01)]
-    looks = [*looked(tmp_path, *plain, *tiny), Look("broken"), Look("broken")]
-    assert likeness.alike(looks, [range(6)]) == []
+    faint = [scene(0).convert("L").point(lambda grey, to=to: to + grey // 86) for to in (100, 101)]  # three shades of grey
+    looks = [*looked(tmp_path, *plain, *tiny, *faint), Look("broken"), Look("broken")]
+    assert likeness.alike(looks, [range(8)]) == []
     assert likeness.same(looks) == []
     assert likeness.alike([], [range(0)]) == []
 

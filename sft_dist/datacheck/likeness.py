@@ -37,7 +37,7 @@ def alike(looks: Sequence[Look], parts: Sequence[range]) -> list[Alike]:
     """Pairs that are nearly the same but not quite: for each picture of each part, the one most like it in its own and in each earlier part,
     and the one whose mirrored picture is most like it.
 
-    Every pair of pictures is compared, so that the time grows with the square of their number: some four minutes for 100,000 on one core.
+    Every pair of pictures is compared, so that the time grows with the square of their number: some two minutes for 100,000 on one core.
     """
     firsts: dict[bytes, int] = {}
     for place, look in enumerate(looks):
