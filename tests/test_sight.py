@@ -112,7 +112,7 @@ def test_what_is_left_counts_the_steps_and_the_coming_evaluations(tmp_path: Path
 
 def test_an_evaluation_costs_what_lay_between_two_checkpoints_beside_their_steps(tmp_path: Path) -> None:
     run = training(tmp_path / "a", 45)
-    for step, when in ((10, 0.0), (20, 23.0), (30, 47.0), (40, 70.0)):  # ten steps are 20 s
+    for step, when in ((10, 0.0), (20, 23.0), (30, 47.0), (40, 70.0), (45, 95.0)):  # ten steps are 20 s; none at 45
         landed(run, step, NOON - 100 + when)
     assert looked(run).left == Left(seconds=55 * 2 + 6 * 3.0, evaluations=6, evaluation_s=3.0, measured=True)
 
@@ -188,6 +188,15 @@ def test_a_file_that_a_resume_rewound_is_read_anew(tmp_path: Path) -> None:
     fresh.write_text("".join(lines[:3]) + "".join(lines[:3]).replace("train", "eval "))
     fresh.replace(path)
     assert [row["step"] for row in rows.look()] == [1, 2, 3]
+
+
+def test_a_file_that_was_cut_in_place_is_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "kind": "train"}\n{"step": 2, "kind": "train"}\n')
+    reader = Rows(path)
+    assert len(reader.look()) == 2
+    path.write_text('{"step": 1, "kind": "train"}\n')
+    assert [row["step"] for row in reader.look()] == [1]
 
 
 def test_of_a_long_file_only_the_end_is_read_where_that_is_asked(tmp_path: Path) -> None:
