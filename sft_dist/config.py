@@ -181,7 +181,7 @@ class Track(Section):
     """Labels to filter by."""
     notes: Text | None = None
     """A sentence about this run."""
-    limit_s: Annotated[int, Field(ge=1, le=240)] = 30
+    limit_s: Annotated[int, Field(ge=1, le=240, strict=True)] = 30
     """Seconds that the end of a run waits, at most, for W&B to take the rest."""
     csv: StrictBool = False
     """Also write metrics.csv, for spreadsheets, at the end of each attempt: the rows of metrics.jsonl."""

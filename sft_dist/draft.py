@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import yaml
 
 from sft_dist import datasets, parse, preflight
 from sft_dist.config import Data
+from sft_dist.datacheck import strays
 from sft_dist.datasets import Splits, images
 from sft_dist.errors import ConfigError
 from sft_dist.history.records import printable
@@ -30,12 +32,16 @@ FEW = 10  # validation images of a class
 
 @dataclass(frozen=True)
 class Photos:
-    """What a folder holds. sides: the shorter side of each image that was looked at, in pixels; unreadable: how many could not be opened."""
+    """What a folder holds.
+
+    sides: the shorter side of each image that was looked at, in pixels. unreadable: how many could not be opened. outside: images that no run reads.
+    """
 
     root: str
     splits: Splits
     sides: Sequence[int]
     unreadable: int
+    outside: Sequence[str] = ()
 
     @property
     def samples(self) -> int:
@@ -81,7 +87,7 @@ def look(folder: Path) -> Photos:
     sides = [side for side in map(_shorter_side, (folder / name for name in names)) if side]
     if not sides:
         raise ConfigError(f"none of the {len(names)} images of {folder / 'train'} that were looked at can be opened, {names[0]} among them")
-    return Photos(str(folder), splits, sides, len(names) - len(sides))
+    return Photos(str(folder), splits, sides, len(names) - len(sides), strays.find(folder))
 
 
 def seen(photos: Photos) -> Iterator[str]:
@@ -94,14 +100,17 @@ def seen(photos: Photos) -> Iterator[str]:
     each = f"{least}" if least == most else f"{least} to {most}"
     tests = "no test images" if photos.splits.test is None else f"{len(photos.splits.test)} test images"
     yield f"{photos.samples} training images, {each} of each class; {len(photos.splits.val)} validation images; {tests}"
-    yield f"shorter side of {len(photos.sides)} images that were looked at: {min(photos.sides)} to {max(photos.sides)} pixels, mostly {photos.side}"
+    yield f"shorter side of {len(photos.sides)} images that were looked at: {min(photos.sides)} to {max(photos.sides)} pixels, median {photos.side}"
     if most >= SEEN_AS_ONE * least:
         [(rare, _)] = Counter(trained).most_common()[-1:]
         yield f"classes differ in size ({printable(classes[rare])} has {least}): look at val/f1_macro, and at each class, not at val/top1 alone"
-    if (fewest := min(validated[label] for label in range(len(classes)))) < FEW:
-        yield f"a class has only {fewest} validation images: expect its score, and the whole, to jump about"
+    fewest = min(range(len(classes)), key=lambda label: validated[label])
+    if validated[fewest] < FEW:
+        yield f"{printable(classes[fewest])} has {validated[fewest]} validation image(s): expect its score, and the whole, to jump about"
     if photos.unreadable:
         yield f"{photos.unreadable} image(s) could not be opened, and one ends a run: `sft-dist data check` names them"
+    if photos.outside:
+        yield f"{len(photos.outside)} image(s) lie where no run reads them, like {printable(photos.outside[0])}: `sft-dist data check` names them"
 
 
 def lines(photos: Photos, out: Path) -> Iterator[str]:
@@ -181,7 +190,8 @@ def _batch(samples: int) -> int:
 
 def _shorter_side(path: Path) -> int | None:
     try:
-        return min(images.size(path))
+        with warnings.catch_warnings(action="ignore"):  # Pillow's, of large images: `sft-dist data check` tells them
+            return min(images.size(path))
     except ValueError:
         return None
 
@@ -191,6 +201,10 @@ def _refuse_layout(folder: Path) -> None:
     named = [name for name in below if next(images.find(folder / name), None)]
     if not named:
         raise ConfigError(f"{folder} has no images in folders; it needs one folder for each class: {folder}/train/<class>/")
+    if called := [name for name in named if name.lower().startswith("train")]:
+        raise ConfigError(
+            f"{folder} has no train/, but {printable(called[0])}/; rename it (and likewise val/ and test/, which need these names)"
+        )
     raise ConfigError(
         f"{folder} has no train/, but {', '.join(map(printable, named[:8]))}; if these are the classes, move them into {folder}/train/ "
         "(val/ and test/ likewise where you have them; without val/ a fifth of each class is held out)"

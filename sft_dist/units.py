@@ -20,7 +20,7 @@ class Span:
 
     @classmethod
     def parse(cls, text: str) -> "Span":
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s+(epoch|step|sample)s?", text.strip())
+        match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s+(epoch|step|sample)s?", text.strip())
         if not match:
             raise ValueError(f'{text!r} is not a length of training; write a number and a unit, like "3 epochs" or "500 steps"')
         count, unit = Fraction(match[1]), match[2]
@@ -48,7 +48,7 @@ class Target:
 
     @classmethod
     def parse(cls, text: str) -> "Target":
-        match = re.fullmatch(r"\s*(val/\w+)\s*(>=|<=)\s*([-+.\deE]+)\s*", text)
+        match = re.fullmatch(r"\s*(val/\w+)\s*(>=|<=)\s*([-+.0-9eE]+)\s*", text)
         try:
             number = float(match[3]) if match else None
         except ValueError:
@@ -84,13 +84,13 @@ def _target(text: str) -> str:
 
 
 def _workers(value: object) -> object:
-    if value != "auto" and (isinstance(value, bool) or not re.fullmatch(r"\d+", str(value))):
+    if value != "auto" and (isinstance(value, bool) or not re.fullmatch(r"[0-9]+", str(value))):
         raise ValueError(f"{value!r} is neither a number of processes nor auto")
     return value if value == "auto" else int(str(value))
 
 
 def _train_part(text: str) -> str:
-    if text not in ("head", "all") and not re.fullmatch(r"last:[1-9]\d*", text):
+    if text not in ("head", "all") and not re.fullmatch(r"last:[1-9][0-9]*", text):
         raise ValueError(f"{text!r} is not a part of a model; use head, all, or last:N (the head and the last N stages)")
     return text
 
@@ -136,4 +136,4 @@ Workers = Annotated[
     WithJsonSchema({"type": ["integer", "string"], "minimum": 0, "pattern": "^(auto|[0-9]+)$", "examples": ["auto", 4]}),
 ]
 TrainPart = Annotated[str, AfterValidator(_train_part), _written(r"(head|all|last:[1-9][0-9]*)", "head", "all", "last:2")]
-PlainName = Annotated[str, AfterValidator(plain_name), _written(r"[A-Za-z0-9][\w.+=-]*", "pets-resnet50")]
+PlainName = Annotated[str, AfterValidator(plain_name), _written(r"[A-Za-z0-9][\w\u00a1-\uffff.+=-]*", "pets-resnet50")]

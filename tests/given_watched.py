@@ -8,7 +8,8 @@ from typing import Any
 from given_runs import a_run, guesses
 
 from sft_dist.watch import sight
-from sft_dist.watch.sight import Rows, Sight
+from sft_dist.watch.rows import Rows
+from sft_dist.watch.sight import Sight
 
 NOON = 1_767_268_800.0
 

@@ -51,6 +51,12 @@ def test_what_is_odd_about_a_file_is_told(tmp_path: Path) -> None:
     assert look(tmp_path / "d.png").odd == ("it is of one colour",)
 
 
+def test_a_picture_of_which_one_channel_is_even_is_not_of_one_colour(tmp_path: Path) -> None:
+    bands = Image.fromarray(SMOOTH).split()
+    Image.merge("RGB", (Image.new("L", bands[0].size, 7), *bands[1:])).save(tmp_path / "a.png")
+    assert look(tmp_path / "a.png").odd == ()
+
+
 def test_hostile_files_are_problems_and_nothing_worse(tmp_path: Path) -> None:
     whole = written(tmp_path / "whole.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])

@@ -13,6 +13,7 @@ import yaml
 from click.testing import CliRunner, Result
 from given import TREE
 from given_pictures import as_jpeg, scene
+from PIL import ImageOps
 
 from sft_dist import cli
 
@@ -54,9 +55,9 @@ def test_a_clean_set_passes_without_a_remark(root: Path) -> None:
     done, findings = checked(root)
     assert (done.exit_code, findings) == (0, {})
     assert done.output.splitlines() == [
-        "train  12 images of 2 classes, shorter side 64 to 64 pixels, mostly 64",
-        "  val  4 images of 2 classes, shorter side 64 to 64 pixels, mostly 64",
-        " test  2 images of 2 classes, shorter side 64 to 64 pixels, mostly 64",
+        "train  12 images of 2 classes, shorter side 64 to 64 pixels, median 64",
+        "  val  4 images of 2 classes, shorter side 64 to 64 pixels, median 64",
+        " test  2 images of 2 classes, shorter side 64 to 64 pixels, median 64",
         "18 images looked at: nothing is wrong",
         f"page: {root.parent / 'out' / 'data-check.html'}",
     ]
@@ -67,7 +68,7 @@ def test_an_unreadable_image_is_wrong_and_named_with_its_reason(root: Path) -> N
     done, findings = checked(root)
     assert done.exit_code == 1
     assert list(findings) == ["unreadable"]
-    assert re.search(r"wrong: 1 x cannot be read\n    val/dog/1\.png: cannot identify image file", done.output)
+    assert re.search(r"wrong: 1 x an image that cannot be read\n    val/dog/1\.png: cannot identify image file", done.output)
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
@@ -88,6 +89,49 @@ def test_a_re_encoded_one_is_nearly_a_leak_unless_nobody_asks(root: Path) -> Non
     assert (done.exit_code, findings) == (0, {})
 
 
+def test_a_mirrored_one_is_nearly_a_leak(root: Path) -> None:
+    ImageOps.mirror(scene(3, 64)).save(root / "val" / "cat" / "copy.png")
+    done, findings = checked(root)
+    assert (done.exit_code, list(findings)) == (1, ["near-leak"])
+    assert findings["near-leak"]["items"] == [  # type: ignore[comparison-overlap]
+        {"names": ["train/cat/3.png", "val/cat/copy.png"], "note": "cat in train and cat in val; likeness 1.000, mirrored"}
+    ]
+
+
+def test_nearly_the_same_picture_within_a_split_is_a_remark_that_says_whether_its_classes_differ(root: Path) -> None:
+    as_jpeg(scene(3, 64)).save(root / "train" / "cat" / "copy.jpg", quality=60)
+    done, findings = checked(root)
+    assert (done.exit_code, list(findings)) == (0, ["near-double"])
+    (root / "train" / "cat" / "copy.jpg").rename(root / "train" / "dog" / "copy.jpg")
+    done, findings = checked(root)
+    assert (done.exit_code, list(findings)) == (0, ["near-contradiction"])
+    assert names(findings["near-contradiction"]) == [["train/cat/3.png", "train/dog/copy.jpg"]]
+
+
+def test_images_that_no_run_reads_are_told_by_folder(root: Path) -> None:
+    (root / "valid" / "cat").mkdir(parents=True)
+    for name in ("valid/cat/0.png", "valid/cat/1.png", "train/loose.png", "loose.png"):
+        scene(3, 64).save(root / name)
+    for name in ("train/cat/phone.heic", "train/cat/.hidden.png", "train/cat/notes.txt"):
+        (root / name).touch()
+    (root / "valid" / "round").symlink_to(root)  # is not followed
+    done, findings = checked(root)
+    assert (done.exit_code, list(findings)) == (0, ["outside"])
+    assert names(findings["outside"]) == [
+        ["loose.png"],
+        ["train/loose.png"],
+        ["train/cat/phone.heic"],
+        ["valid/cat/0.png", "valid/cat/1.png"],
+    ]
+
+
+def test_a_class_that_the_config_leaves_out_is_not_told_as_unread(root: Path) -> None:
+    (root / "train" / "fox").mkdir()
+    scene(300, 64).save(root / "train" / "fox" / "0.png")
+    _, findings = checked(root, "data.classes=[cat, dog]")
+    assert findings == {}
+
+
 def test_a_picture_in_two_classes_is_a_contradiction_and_twice_in_one_only_a_remark(root: Path) -> None:
     shutil.copy(root / "train" / "cat" / "3.png", root / "train" / "dog" / "copy.png")
     done, findings = checked(root)
@@ -101,7 +145,7 @@ def test_a_picture_in_two_classes_is_a_contradiction_and_twice_in_one_only_a_rem
 def test_what_is_rare_missing_small_long_or_odd_is_a_remark(root: Path) -> None:
     for i in range(1, 6):
         (root / "train" / "dog" / f"{i}.png").unlink()
-    for i in range(100, 105):
+    for i in range(100, 101):
         scene(i, 64).save(root / "train" / "cat" / f"{i}.png")
     (root / "test" / "dog" / "0.png").unlink()
     scene(200, 40).resize((40, 30)).save(root / "train" / "cat" / "small.png")
@@ -111,7 +155,7 @@ def test_what_is_rare_missing_small_long_or_odd_is_a_remark(root: Path) -> None:
     assert done.exit_code == 0
     told = {kind: (names(finding), finding["items"][0]["note"]) for kind, finding in findings.items()}  # type: ignore[index]
     assert told == {
-        "rare-class": ([["dog"]], "1 of at most 14"),
+        "rare-class": ([["dog"]], "1 of at most 10"),
         "missing-class": ([["dog"]], "none in test"),
         "small": ([["train/cat/small.png"]], "40 x 30"),
         "long": ([["train/cat/long.png"]], "300 x 64"),
@@ -129,6 +173,16 @@ def test_what_a_run_would_hold_out_of_its_training_images_is_checked_as_validati
     assert done.exit_code == 1
     assert "leak" in findings
     assert "cat in train, cat in val" in done.output
+
+
+def test_the_screen_names_five_of_a_kind_and_the_page_shows_all(root: Path) -> None:
+    for i in range(6):
+        shutil.copy(root / "train" / "cat" / f"{i}.png", root / "val" / "cat" / f"copy-{i}.png")
+    done, findings = checked(root)
+    assert len(names(findings["leak"])) == 6
+    assert done.output.count("train/cat/") == 5 and "    and 1 more\n" in done.output
+    page = (root.parent / "out" / "data-check.html").read_text()
+    assert sum(tag == "img" for tag, _ in Tags(page).found) == 12
 
 
 class Tags(HTMLParser):

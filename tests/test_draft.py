@@ -1,6 +1,7 @@
 """A first config fits the folder that it was written for, says why, and is let through by everything that a run asks of it."""
 
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 
 from sft_dist import cli, datasets, draft, parse, preflight, schema
 from sft_dist.config import Config
+from sft_dist.datasets import Split, Splits
 from sft_dist.errors import ConfigError
 from sft_dist.plan import World, make_plan
 
@@ -62,6 +64,43 @@ def test_the_smallest_sets_there_are_can_be_planned(here: Path, counts: dict[str
     assert (config.batch.total, config.data.flip) == (2, 0)
 
 
+def of_size(samples: int, side: int = 300) -> dict[str, Any]:
+    """The config for so many training images of two classes, as YAML reads it."""
+    some = Split(["a"] * samples, [i % 2 for i in range(samples)], lambda _: None)
+    held = draft.Photos("data", Splits(some, some, None, ("cat", "dog")), [side], 0)
+    tree: dict[str, Any] = yaml.safe_load("\n".join(draft.lines(held, Path("photos.yaml"))))
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("samples", "part", "model", "epochs", "hard_crop"),
+    [
+        (999, "head", "resnet18", "33 epochs", False),
+        (1000, "last:2", "resnet18", "32 epochs", False),
+        (4999, "last:2", "resnet18", "7 epochs", False),
+        (5000, "all", "resnet18", "7 epochs", False),
+        (9999, "all", "resnet18", "5 epochs", False),
+        (10_000, "all", "resnet50", "5 epochs", True),
+    ],
+)
+def test_more_images_train_more_of_a_larger_model(samples: int, part: str, model: str, epochs: str, hard_crop: bool) -> None:
+    tree = of_size(samples)
+    assert (tree["model"]["train"], tree["model"]["name"], tree["train"]["duration"]) == (part, model, epochs)
+    assert ("crop_scale" not in tree["data"]) == hard_crop
+
+
+@pytest.mark.parametrize(("side", "size"), [(1, 96), (97, 128), (159, 160), (160, 224), (4000, 224)])
+def test_images_are_shown_at_the_size_of_the_weights_or_enlarged_a_little(side: int, size: int) -> None:
+    assert of_size(100, side)["data"]["size"] == size
+
+
+def test_classes_that_differ_three_times_in_size_are_minded(here: Path) -> None:
+    photos(here / "data", {"train/cat": 30, "train/dog": 10, "val/cat": 10, "val/dog": 10})
+    assert "classes differ in size (dog has 10): look at val/f1_macro, and at each class, not at val/top1 alone" in draft.write(
+        here / "data", None
+    )
+
+
 def test_every_value_but_names_stands_beside_a_reason(here: Path) -> None:
     drafted(photos(here / "data", {"train/cat": 12, "train/dog": 12}))
     text = Path("photos.yaml").read_text()
@@ -73,14 +112,17 @@ def test_what_to_mind_is_said(here: Path) -> None:
     folder = photos(here / "data", {"train/cat": 40, "train/dog": 10, "val/cat": 30, "val/dog": 4})
     (folder / "train" / "cat" / "5.png").unlink()
     (folder / "train" / "cat" / "5.png").write_text("no image")
+    (folder / "valid").mkdir()
+    (folder / "valid" / "a.png").touch()
     told = draft.write(folder, None)
     assert told == [
         "2 classes: cat, dog",
         "50 training images, 10 to 40 of each class; 34 validation images; no test images",
-        "shorter side of 49 images that were looked at: 40 to 40 pixels, mostly 40",
+        "shorter side of 49 images that were looked at: 40 to 40 pixels, median 40",
         "classes differ in size (dog has 10): look at val/f1_macro, and at each class, not at val/top1 alone",
-        "a class has only 4 validation images: expect its score, and the whole, to jump about",
+        "dog has 4 validation image(s): expect its score, and the whole, to jump about",
         "1 image(s) could not be opened, and one ends a run: `sft-dist data check` names them",
+        "1 image(s) lie where no run reads them, like valid/a.png: `sft-dist data check` names them",
         "wrote data.yaml; now: sft-dist plan data.yaml",
     ]
 
@@ -99,6 +141,7 @@ def test_the_door_writes_what_plan_takes_and_overwrites_nothing(here: Path) -> N
 
 def test_folders_that_are_no_data_set_are_told_what_to_do(here: Path) -> None:
     photos(here / "flat", {"cat": 2, "dog": 2})
+    photos(here / "capital", {"Training/cat": 2, "Training/dog": 2})
     (here / "empty").mkdir()
     photos(here / "broken", {"train/cat": 2, "train/dog": 2})
     for path in (here / "broken").rglob("*.png"):
@@ -106,6 +149,7 @@ def test_folders_that_are_no_data_set_are_told_what_to_do(here: Path) -> None:
         path.write_text("no image")
     for name, told in {
         "flat": r"flat has no train/, but cat, dog; if these are the classes, move them into .*flat/train/",
+        "capital": "capital has no train/, but Training/; rename it",
         "empty": "empty has no images in folders; it needs one folder for each class",
         "broken": "none of the 2 images of .*broken/train that were looked at can be opened",
         "gone": "there is no such folder",
@@ -113,6 +157,14 @@ def test_folders_that_are_no_data_set_are_told_what_to_do(here: Path) -> None:
         with pytest.raises(ConfigError, match=told):
             draft.write(here / name, None)
     assert list(here.glob("*.yaml")) == []
+
+
+def test_images_so_large_that_pillow_warns_of_them_are_no_noise(here: Path) -> None:
+    for name in ("cat", "dog"):
+        (here / "data" / "train" / name).mkdir(parents=True)
+        for i in range(2):
+            Image.new("1", (10_000, 9_000)).save(here / "data" / "train" / name / f"{i}.png")
+    assert drafted(here / "data").data.size == 224  # a warning would be an error here
 
 
 def test_a_name_that_would_be_refused_later_is_refused_before_writing(here: Path) -> None:

@@ -85,6 +85,13 @@ def test_the_fingerprint_changes_when_a_sample_is(tmp_path: Path, change: Callab
     assert load(tmp_path / "here").fingerprint != load(tmp_path / "there").fingerprint
 
 
+def test_a_name_that_is_no_text_is_a_name_like_others(tmp_path: Path) -> None:
+    fill(tmp_path, CAT_AND_DOG)
+    before = load(tmp_path).fingerprint
+    (tmp_path / "train/cat/0.png").rename(tmp_path / "train/cat/\udcff.png")
+    assert load(tmp_path).fingerprint != before
+
+
 REFUSED = {
     "nothing": ({}, r"data.root = '.*': there is no such folder \(from "),
     "no train": ({"val/cat": 1}, r"data.root = '.*' has no train/ with a folder for each class in it"),

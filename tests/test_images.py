@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from sft_dist.datasets import images
+from sft_dist.errors import ConfigError, MachineError
 
 ROWS, COLUMNS = np.mgrid[0:48, 0:64]
 SMOOTH = np.stack([ROWS * 5, COLUMNS * 4 - 1, 255 - ROWS - COLUMNS], axis=2).clip(0, 255).astype(np.uint8)  # height 48, width 64
@@ -140,11 +141,27 @@ def test_a_page_description_under_an_images_name_is_not_interpreted(tmp_path: Pa
         images.read(tmp_path / "a.png")
 
 
-def test_find_lists_images_of_all_levels_sorted_without_hidden_files(tmp_path: Path) -> None:
-    for name in ("b.png", "a.JPG", "deep/er/c.tif", "notes.txt", ".hidden.png", "deep/Thumbs.db"):
+def test_find_lists_images_of_all_levels_sorted_without_what_is_hidden(tmp_path: Path) -> None:
+    for name in ("b.png", "a.JPG", "deep/er/c.tif", "notes.txt", ".hidden.png", "deep/Thumbs.db", "deep/.ipynb_checkpoints/c.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     assert [str(path.relative_to(tmp_path)) for path in images.find(tmp_path)] == ["a.JPG", "b.png", "deep/er/c.tif"]
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error_and_not_an_empty_one(tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match=r"gone: No such file or directory; a run needs to list every folder of its images"):
+        list(images.find(tmp_path / "gone"))
+
+
+def test_a_link_to_another_folder_is_followed_and_one_in_a_circle_refused(tmp_path: Path) -> None:
+    for name in ("here/cat/a.png", "there/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    (tmp_path / "here" / "cat" / "more").symlink_to(tmp_path / "there")
+    assert [path.name for path in images.find(tmp_path / "here")] == ["a.png", "b.png"]
+    (tmp_path / "here" / "cat" / "up").symlink_to("..")
+    with pytest.raises(ConfigError, match=r"here/cat/up is a link to a folder that it lies in"):
+        list(images.find(tmp_path / "here"))
 
 
 def test_the_size_of_a_file_is_that_in_its_head_and_nothing_is_unpacked(tmp_path: Path) -> None:

@@ -62,6 +62,7 @@ track.tags: []
 track.limit_s: 240
 run: {}
 run.name: a.b-c_1
+run.name: größe
 shard: {strategy: fsdp, hybrid: 2}
 device: cuda"""
 
@@ -84,6 +85,10 @@ data.mean: 0.5
 data.classes: cat
 data.workers: -1
 data.workers: many
+data.workers: "\u0664"
+model.train: last:\u0662
+train.duration: "\u0663 epochs"
+stop.when: val/top1 >= \u0663
 data.size: 7
 batch.total: 0
 batch.total: "64"
@@ -95,6 +100,7 @@ stop.when: val/top1 = 0.95
 stop.when: train/loss <= 1
 watch.step_s: 0
 track.limit_s: 241
+track.limit_s: true
 track.tags: one
 run.name: a/b
 run.name: .hidden

@@ -1,5 +1,6 @@
 """What `sft-dist watch` prints: one run in detail, a line for each of many, and nothing that a terminal would obey."""
 
+import io
 import json
 import re
 import threading
@@ -10,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from given_runs import a_run, guesses
 from given_watched import NOON, looked, training
+from rich.console import Console
 
 from sft_dist import cli
 from sft_dist.errors import ConfigError
@@ -18,14 +20,44 @@ from sft_dist.watch import screen
 
 
 def test_a_run_in_its_midst_is_told_in_a_few_lines(tmp_path: Path) -> None:
-    assert list(screen.lines(looked(training(tmp_path / "pets", 25), NOON + 200))) == [
+    assert list(screen.lines(looked(training(tmp_path / "pets", 25), NOON + 200), width=100)) == [
         "pets  silent for 0:03:21",
         "━━━━━━━━━━━━────────────────────────────────────  step 25/100  epoch 6.25 of 25",
-        "left 0:03:10, with 8 evaluation(s) of at most 0:00:05",
+        "left 0:03:10, with 8 evaluation(s) of perhaps 0:00:05",
         "16 samples/s, - of the time waiting for data",
-        "train/loss  █▄▃▃▂▂▂▂▂▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁                         1 to 0.04, between 0.04 and 1",
-        "val/top1    ▁█                                                0.1 to 0.2, between 0.1 and 0.2",
+        "train/loss  0.04, of 0.04 to 1  █▄▃▃▂▂▂▂▂▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁",
+        "val/top1    0.2, of 0.1 to 0.2  ▁█",
     ]
+
+
+@pytest.mark.parametrize("width", [30, 45, 60, 80])
+def test_a_narrow_screen_loses_no_number(tmp_path: Path, width: int) -> None:
+    sight = looked(training(tmp_path / "pets", 25), NOON + 10)
+    told = list(screen.lines(sight, width))
+    assert [line.partition("  ")[2] for line in told if "step" in line] == ["step 25/100  epoch 6.25 of 25"]
+    assert [re.sub("[ ▁-█]+$", "", line) for line in told if "/" in line.split()[0]] == [
+        "train/loss  0.04, of 0.04 to 1",
+        "val/top1    0.2, of 0.1 to 0.2",
+    ]
+    assert all(len(line) <= width for line in told if line.startswith(("train/", "val/"))) or width == 30
+    assert width < 60 or any("▁" in line for line in told)
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [
+        (10, ["run", "state"]),
+        (60, ["run", "state", "step", "left", "score"]),
+        (80, ["run", "state", "progress", "step", "left", "score", "quiet for"]),
+        (160, list(screen.COLUMNS)),
+    ],
+)
+def test_a_narrow_screen_shows_the_columns_that_matter_most(tmp_path: Path, width: int, shown: list[str]) -> None:
+    table = Console(width=width, file=io.StringIO())
+    table.print(screen.many([looked(training(tmp_path / "a-run-of-pets", 25), NOON + 10)], 0, width))
+    [heads] = [line for line in table.file.getvalue().splitlines() if line.startswith("┃")]  # type: ignore[attr-defined]
+    assert width == 10 or [head.strip() for head in heads.strip("┃").split("┃")] == shown
+    assert screen.fitting({head: len(head) for head in screen.COLUMNS}, 10) == ["run", "state"]
 
 
 @pytest.mark.parametrize(
@@ -78,6 +110,13 @@ def test_the_door_prints_a_line_for_each_run_of_a_folder_the_latest_first(tmp_pa
         "old": ["done", "━━━━━━━━━━", "4/4"],
         "new": ["silent", "━━────────", "25/100"],
     }
+
+
+def test_a_folder_of_runs_is_printed_once_where_there_is_no_terminal(tmp_path: Path) -> None:
+    training(tmp_path / "new", 25)
+    done = CliRunner().invoke(cli.cli, ["watch", str(tmp_path)])
+    assert done.exit_code == 0
+    assert done.output.count("│ new") == 1
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:

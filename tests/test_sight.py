@@ -10,8 +10,9 @@ from given_watched import NOON, aged, looked, training
 
 from sft_dist import attempts
 from sft_dist.pulse import Beat
-from sft_dist.watch import sight
-from sft_dist.watch.sight import Left, Ranks, Rows
+from sft_dist.watch import rows, sight
+from sft_dist.watch.rows import Rows
+from sft_dist.watch.sight import Left, Ranks
 
 
 def landed(run: Path, step: int, when: float) -> None:
@@ -36,6 +37,66 @@ def test_a_failed_run_tells_the_first_line_of_its_error(tmp_path: Path) -> None:
     assert (found.state, found.reason) == ("failed", "loss nan\\x1b[31m")
 
 
+def an_agent(run: Path, attempt: int, code: int | None = None, nodes: int = 1) -> Path:
+    """The folder of node 0 in an attempt; code: of its end, if it has ended."""
+    node = run / "attempts" / str(attempt) / "node-0"
+    node.mkdir(parents=True)
+    (node.parent / "attempt.json").write_text(json.dumps({"nodes": nodes, "procs": 2}))
+    if code is not None:
+        (node / "exit.json").write_text(json.dumps({"code": code}))
+    return node
+
+
+def outcome(run: Path, state: str, attempt: int) -> None:
+    (run / "outcome.json").write_text(json.dumps({"outcome": state, "attempt": attempt, "error": {"message": "connection closed by peer"}}))
+
+
+def failure(node: Path, rank: int, when: int, message: str) -> None:
+    told = {"time_ns": when, "rank": rank, "host": "alpha", "step": 9, "phase": "forward", "code": 75, "type": "Killed", "message": message}
+    (node / f"rank-{rank}.json").write_text(json.dumps(told))
+
+
+def test_of_a_failure_the_first_cause_is_told_and_not_what_it_did_to_rank_0(tmp_path: Path) -> None:
+    run = training(tmp_path / "a", 15)
+    node = an_agent(run, 1, code=75)
+    outcome(run, "failed", 1)
+    failure(node, 0, 2, "connection closed by peer")
+    failure(node, 1, 1, "killed by SIGKILL\nmore")
+    found = looked(run)
+    assert (found.state, found.reason) == ("failed", "rank 1 on alpha, in forward of step 9: Killed: killed by SIGKILL")
+
+
+@pytest.mark.parametrize(("code", "nodes", "state"), [(75, 1, "failed"), (75, 2, "running"), (0, 1, "running"), (None, 1, "running")])
+def test_a_run_whose_rank_0_was_killed_has_failed_when_all_its_agents_have(
+    tmp_path: Path, code: int | None, nodes: int, state: str
+) -> None:
+    run = training(tmp_path / "a", 15)
+    an_agent(run, 1, code, nodes)
+    assert looked(run).state == state
+
+
+@pytest.mark.parametrize(
+    ("before", "code", "state"), [("failed", None, "running"), ("saved", None, "running"), ("saved", 2, "failed"), ("done", 0, "done")]
+)
+def test_the_outcome_of_an_earlier_attempt_is_not_that_of_this_one(tmp_path: Path, before: str, code: int | None, state: str) -> None:
+    run = training(tmp_path / "a", 15)
+    an_agent(run, 1, 0)
+    outcome(run, before, 1)
+    assert looked(run).state == before
+    an_agent(run, 2, code)
+    assert looked(run).state == state
+    assert "peer" not in looked(run).reason or state == before
+
+
+def test_the_score_is_the_latest_also_before_the_rows_that_were_read(tmp_path: Path) -> None:
+    run = training(tmp_path / "a", 25)
+    (run / "scores.json").write_text('{"last": {"step": 20, "val/top1": 0.75}}')
+    assert looked(run).score == 0.2
+    assert looked(run, rows=Rows(run / "metrics.jsonl", most_bytes=200)).score == 0.75
+    (run / "scores.json").unlink()
+    assert looked(run, rows=Rows(run / "metrics.jsonl", most_bytes=200)).score is None
+
+
 def test_without_a_sign_of_life_for_two_minutes_a_run_is_silent(tmp_path: Path) -> None:
     run = training(tmp_path / "a", 15)
     assert looked(run, NOON + 118).state == "running"
@@ -51,7 +112,7 @@ def test_what_is_left_counts_the_steps_and_the_coming_evaluations(tmp_path: Path
 
 def test_an_evaluation_costs_what_lay_between_two_checkpoints_beside_their_steps(tmp_path: Path) -> None:
     run = training(tmp_path / "a", 45)
-    for step, when in ((10, 0.0), (20, 23.0), (30, 47.0), (40, 70.0)):  # ten steps are 20 s
+    for step, when in ((10, 0.0), (20, 23.0), (30, 47.0), (40, 70.0), (45, 95.0)):  # ten steps are 20 s; none at 45
         landed(run, step, NOON - 100 + when)
     assert looked(run).left == Left(seconds=55 * 2 + 6 * 3.0, evaluations=6, evaluation_s=3.0, measured=True)
 
@@ -129,12 +190,37 @@ def test_a_file_that_a_resume_rewound_is_read_anew(tmp_path: Path) -> None:
     assert [row["step"] for row in rows.look()] == [1, 2, 3]
 
 
-def test_of_a_long_file_only_the_end_is_read_and_of_many_rows_every_other_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_was_cut_in_place_is_read_anew(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "kind": "train"}\n{"step": 2, "kind": "train"}\n')
+    reader = Rows(path)
+    assert len(reader.look()) == 2
+    path.write_text('{"step": 1, "kind": "train"}\n')
+    assert [row["step"] for row in reader.look()] == [1]
+
+
+def test_of_a_long_file_only_the_end_is_read_where_that_is_asked(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(f'{{"step": {step}, "kind": "train"}}\n' for step in range(100, 200)))
     assert [row["step"] for row in Rows(path, most_bytes=100).look()] == [197, 198, 199]
-    monkeypatch.setattr(sight, "MOST_ROWS", 50)
-    assert [row["step"] for row in Rows(path).look()] == list(range(101, 200, 2))
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_of_many_rows_some_are_held_evenly_with_the_latest_and_all_evaluations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
+    monkeypatch.setattr(rows, "MOST_ROWS", 10)
+    monkeypatch.setattr(rows, "BLOCK", 200)
+    path = tmp_path / "metrics.jsonl"
+    reader = Rows(path)
+    path.touch()
+    for step in range(1, 76):
+        with path.open("a") as file:
+            file.write(f'{{"step": {step}, "kind": "train"}}\n' + (f'{{"step": {step}, "kind": "eval"}}\n' if step in (7, 8) else ""))
+        assert at_once or reader.look()[-1]["step"] == step
+    held = reader.look()
+    assert [row["step"] for row in held if row["kind"] == "train"] == [8, 16, 24, 32, 40, 48, 56, 64, 72, 75]
+    assert [row["step"] for row in held if row["kind"] == "eval"] == [7, 8]
 
 
 HOSTILE = ("", "[]", "{", "null", "[" * 100_000, '{"step": 1e400}', "\x00\xff", '{"outcome": ["done"], "error": [], "ranks": {"x": {}}}')

@@ -32,7 +32,7 @@ def test_a_length_is_a_number_and_a_unit(text: str, count: Fraction, unit: str, 
 
 
 @pytest.mark.parametrize(
-    "text", ["", "3", "epochs", "3epochs", "-1 epochs", "1e3 steps", "3 days", "3 epochs long", "1/2 epochs", "nan steps"]
+    "text", ["", "3", "epochs", "3epochs", "-1 epochs", "1e3 steps", "3 days", "3 epochs long", "1/2 epochs", "nan steps", "\u0663 epochs"]
 )
 def test_anything_else_is_not_a_length(text: str) -> None:
     with pytest.raises(ValueError, match='is not a length of training; write a number and a unit, like "3 epochs" or "500 steps"'):

@@ -8,7 +8,7 @@ from rich.progress import track
 
 from sft_dist import datasets, parse, pictures
 from sft_dist.config import Config
-from sft_dist.datacheck import census, findings, page
+from sft_dist.datacheck import census, findings, page, strays
 from sft_dist.errors import MachineError
 from sft_dist.pages import terminal
 from sft_dist.plan import processors
@@ -24,7 +24,8 @@ def check(settings: Config, out: Path, workers: int | None, near: bool) -> int:
     total = len(splits.train) + len(splits.val) + len(splits.test or ())
     workers = max(1, min(8, processors(), total // FEW)) if workers is None else workers
     looks = list(_watched(census.take(splits, settings.data, workers), total))
-    report = findings.judge(splits, looks, settings.data.size, near)
+    outside = strays.find(Path(str(settings.data.root))) if settings.data.name == "folder" else ()
+    report = findings.judge(splits, looks, settings.data.size, near, outside)
     shown = pictures.of(parse.flat(settings), page.shown(report))
     _write(out / "data-check.json", to_json(page.content(report)))
     _write(out / "data-check.html", page.page(report, shown))

@@ -5,13 +5,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from sft_dist.datacheck import likeness
+from sft_dist.datacheck import likeness, strays
 from sft_dist.datacheck.census import Look
-from sft_dist.datasets import Splits
+from sft_dist.datasets import Splits, images
 
 UNBALANCED = 10  # times as many images of one class as of another
 LONG = 3  # times as wide as high, or the other way round
-PARTS = ("train", "val", "test")
+PARTS = strays.READ
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Part:
     name: str
     counts: tuple[int, ...]
     sides: tuple[int, int, int] | None
-    """Smallest, middle and largest shorter side, in pixels."""
+    """Smallest, median and largest shorter side, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,11 @@ class Census:
         return f"{self.splits.classes[self.labels[place]]} in {PARTS[self.part(place)]}"
 
 
-def judge(splits: Splits, looks: Sequence[Look], size: int, near: bool = True) -> Report:
-    """What a look at each image says. size: what the model will see, in pixels. near: compare every picture with every other."""
+def judge(splits: Splits, looks: Sequence[Look], size: int, near: bool = True, outside: Sequence[str] = ()) -> Report:
+    """What a look at each image says.
+
+    size: what the model will see, in pixels. near: compare every picture with every other. outside: images that no run reads.
+    """
     census = Census.of(splits, looks)
     found = [
         *_unreadable(census),
@@ -106,6 +109,7 @@ def judge(splits: Splits, looks: Sequence[Look], size: int, near: bool = True) -
         *_balance(census),
         *_sizes(census, size),
         *_odd(census),
+        *_outside(outside),
     ]
     parts = [_part(census, number) for number in range(len(census.parts))]
     return Report(splits.classes, parts, sorted((each for each in found if each.items), key=lambda each: not each.wrong))
@@ -114,13 +118,13 @@ def judge(splits: Splits, looks: Sequence[Look], size: int, near: bool = True) -
 def _part(census: Census, number: int) -> Part:
     counts = Counter(census.labels[place] for place in census.parts[number])
     sides = [min(look.width, look.height) for place in census.parts[number] if (look := census.looks[place]).pixels]
-    middle = (min(sides), round(median(sides)), max(sides)) if sides else None
-    return Part(PARTS[number], tuple(counts[label] for label in range(len(census.splits.classes))), middle)
+    spread = (min(sides), round(median(sides)), max(sides)) if sides else None
+    return Part(PARTS[number], tuple(counts[label] for label in range(len(census.splits.classes))), spread)
 
 
 def _unreadable(census: Census) -> Iterator[Finding]:
     items = [census.item([place], look.problem) for place, look in enumerate(census.looks) if look.problem]
-    yield Finding("unreadable", True, "cannot be read", "One of them ends a run; mend them, or take them out.", items)
+    yield Finding("unreadable", True, "an image that cannot be read", "One of them ends a run; mend them, or take them out.", items)
 
 
 def _same(census: Census) -> Iterator[Finding]:
@@ -140,13 +144,17 @@ def _same(census: Census) -> Iterator[Finding]:
 
 def _alike(census: Census) -> Iterator[Finding]:
     leaks: list[Item] = []
+    torn: list[Item] = []
     within: list[Item] = []
     for pair in likeness.alike(census.looks, census.parts):
         places = (pair.one, pair.other)
-        item = census.item(places, f"{' and '.join(map(census.said, places))}; likeness {pair.correlation:.3f}")
-        (leaks if census.part(pair.one) != census.part(pair.other) else within).append(item)
+        mirrored = ", mirrored" if pair.mirrored else ""
+        item = census.item(places, f"{' and '.join(map(census.said, places))}; likeness {pair.correlation:.3f}{mirrored}")
+        leak, tear = (len(set(map(of, places))) > 1 for of in (census.part, census.labels.__getitem__))
+        (leaks if leak else torn if tear else within).append(item)
     told = "Look at them: re-encoded or scaled copies, bursts and video frames belong into one split."
     yield Finding("near-leak", True, "nearly the same picture in two splits", told, leaks)
+    yield Finding("near-contradiction", False, "nearly the same picture in two classes", "Look at them: one label may be wrong.", torn)
     yield Finding(
         "near-double", False, "nearly the same picture in one split", "Copies, bursts and video frames weigh more than they show.", within
     )
@@ -187,3 +195,12 @@ def _odd(census: Census) -> Iterator[Finding]:
             kinds.setdefault(odd, []).append(census.item([place]))
     for odd, items in sorted(kinds.items()):
         yield Finding("odd", False, odd, "", items)
+
+
+def _outside(names: Sequence[str]) -> Iterator[Finding]:
+    """One item a folder: a set that lies beside the one that is read may be large."""
+    folders: dict[str, list[str]] = {}
+    for name in names:
+        folders.setdefault(name.rpartition("/")[0], []).append(name)
+    told = f"Runs read {', '.join(f'{part}/<class>/' for part in PARTS)} and the formats {' '.join(images.EXTENSIONS)}; move or convert what is meant."
+    yield Finding("outside", False, "a folder with images that no run reads", told, [Item(tuple(found)) for found in folders.values()])

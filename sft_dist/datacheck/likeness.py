@@ -1,4 +1,4 @@
-"""Which pictures are the same, and which are nearly: re-encoded, scaled, brightened."""
+"""Which pictures are the same, and which are nearly: re-encoded, scaled, brightened, mirrored."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +20,8 @@ class Alike:
     one: int
     other: int
     correlation: float
+    mirrored: bool
+    """Left and right of one of them are exchanged."""
 
 
 def same(looks: Sequence[Look]) -> list[tuple[int, ...]]:
@@ -32,7 +34,8 @@ def same(looks: Sequence[Look]) -> list[tuple[int, ...]]:
 
 
 def alike(looks: Sequence[Look], parts: Sequence[range]) -> list[Alike]:
-    """Pairs that are nearly the same but not quite: for each picture of each part, the one most like it in its own and in each earlier part.
+    """Pairs that are nearly the same but not quite: for each picture of each part, the one most like it in its own and in each earlier part,
+    and the one whose mirrored picture is most like it.
 
     Every pair of pictures is compared, so that the time grows with the square of their number: some two minutes for 100,000 on one core.
     """
@@ -43,12 +46,15 @@ def alike(looks: Sequence[Look], parts: Sequence[range]) -> list[Alike]:
     drawn = _vectors([looks[place].thumb for place in firsts.values()])
     places = [place for place, clear in zip(firsts.values(), drawn.any(axis=1), strict=True) if clear]
     vectors = drawn[drawn.any(axis=1)]
-    found: dict[tuple[int, int], float] = {}
+    found: dict[tuple[int, int], Alike] = {}
     rows = [[i for i, place in enumerate(places) if place in part] for part in parts]
-    for earlier, later in combinations_with_replacement(rows, 2):
-        for i, j, correlation in _nearest(vectors, later, earlier):
-            found[tuple(sorted((places[i], places[j])))] = correlation  # type: ignore[index]
-    return [Alike(one, other, correlation) for (one, other), correlation in sorted(found.items())]
+    for mirrored, others in ((False, vectors), (True, _mirrored(vectors))):
+        for earlier, later in combinations_with_replacement(rows, 2):
+            for i, j, correlation in _nearest(vectors[later], later, others[earlier], earlier):
+                one, other = sorted((places[i], places[j]))
+                if (one, other) not in found or found[one, other].correlation < correlation:
+                    found[one, other] = Alike(one, other, correlation, mirrored)
+    return [pair for _, pair in sorted(found.items())]
 
 
 def _vectors(thumbs: Sequence[bytes]) -> Any:
@@ -62,18 +68,21 @@ def _vectors(thumbs: Sequence[bytes]) -> Any:
     return np.where(clear, grey / np.where(clear, length, 1), 0)
 
 
-def _nearest(vectors: Any, rows: Sequence[int], columns: Sequence[int]) -> Iterator[tuple[int, int, float]]:
-    """For each row the column most like it that is another, if they are alike."""
+def _mirrored(vectors: Any) -> Any:
+    return vectors.reshape(-1, SIDE, SIDE)[:, :, ::-1].reshape(vectors.shape)
+
+
+def _nearest(vectors: Any, rows: Sequence[int], others: Any, columns: Sequence[int]) -> Iterator[tuple[int, int, float]]:
+    """For each row the column most like it that is another, if they are alike. rows, columns: which picture each vector and each other is of."""
     import numpy as np
 
     if not rows or not columns:
         return
-    others = vectors[columns]
     step = max(1, BLOCK // len(columns))
     own = {place: i for i, place in enumerate(columns)}
     for start in range(0, len(rows), step):
         here = rows[start : start + step]
-        likeness = vectors[here] @ others.T
+        likeness = vectors[start : start + step] @ others.T
         for i, place in enumerate(here):
             if place in own:
                 likeness[i, own[place]] = -1

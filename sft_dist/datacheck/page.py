@@ -4,20 +4,21 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
+from sft_dist.datacheck import census, likeness
 from sft_dist.datacheck.findings import Finding, Item, Report
 from sft_dist.pages import paper, words
 
 NAMED = 5  # items of a finding on the screen
 SHOWN = 60  # items of a finding on the page
 TOGETHER = 6  # pictures of one item
-PICTURES = 1000  # of the whole page
+PICTURES = 400  # of the whole page: each is decoded once more
 MOST = 10_000  # items of a finding in the JSON; their number is always told
 
 
 def lines(report: Report) -> Iterator[str]:
     """What is wrong first, then remarks, then a line to end with."""
     for part in report.parts:
-        sides = f", shorter side {part.sides[0]} to {part.sides[2]} pixels, mostly {part.sides[1]}" if part.sides else ""
+        sides = f", shorter side {part.sides[0]} to {part.sides[2]} pixels, median {part.sides[1]}" if part.sides else ""
         yield f"{part.name:>5}  {sum(part.counts)} images of {len(report.classes)} classes{sides}"
     for finding in report.findings:
         yield f"{'wrong' if finding.wrong else 'remark'}: {heading(finding)}"
@@ -83,4 +84,7 @@ def page(report: Report, pictures: Mapping[str, str]) -> str:
         largest=largest,
         most=SHOWN,
         together=TOGETHER,
+        side=census.SIDE,
+        alike=likeness.ALIKE,
+        smallest=likeness.SMALLEST,
     )

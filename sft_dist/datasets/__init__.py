@@ -39,9 +39,13 @@ def check(data: Data) -> None:
 def load(data: Data) -> Splits:
     """The splits of a config. Raises ConfigError where there is nothing to train or to validate on."""
     splits = SOURCES[data.name].load(data)
-    for name, split in (("training", splits.train), ("validation", splits.val)):
-        if not len(split):
-            raise ConfigError(f"data.name = {data.name}: there are no {name} samples")
+    if not len(splits.train):
+        raise ConfigError(f"data.name = {data.name}: there are no training samples")
+    if not len(splits.val):
+        raise ConfigError(
+            f"data.name = {data.name}: there are no validation samples; without a val split (an empty val/ is one) "
+            "they are held out of training, where a class needs two samples for it"
+        )
     if splits.test is not None and not len(splits.test):
         raise ConfigError("data: test/ has no image in a folder of one of the classes; sort its images into class folders, or remove it")
     if len(splits.classes) < 2:

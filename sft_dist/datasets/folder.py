@@ -5,7 +5,7 @@ from pathlib import Path
 from sft_dist.config import Data
 from sft_dist.datasets import images
 from sft_dist.datasets.splits import Split, Splits, choose_classes, choose_split, draw_splits
-from sft_dist.errors import ConfigError
+from sft_dist.errors import ConfigError, MachineError
 
 
 def check(data: Data) -> None:
@@ -57,7 +57,10 @@ def load_split(data: Data, name: str, classes: tuple[str, ...]) -> Split:
 
 
 def _classes(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    try:
+        return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    except OSError as error:
+        raise MachineError(f"{folder}: {error.strerror}; a run needs to list every folder of its images") from error
 
 
 def _split(root: Path, name: str, classes: tuple[str, ...]) -> Split:

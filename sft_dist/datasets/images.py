@@ -3,16 +3,26 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from sft_dist.errors import ConfigError, MachineError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")  # torchvision's ImageFolder, and gif
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # whatever the name says; of the others, EPS starts Ghostscript
 
 
 def find(folder: Path) -> Iterator[Path]:
-    """Every image below a folder, sorted; hidden files are left out."""
-    for here, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
+    """Every image below a folder, sorted; what is hidden is left out.
+
+    Raises MachineError where a folder cannot be listed, and ConfigError for a link to a folder that it lies in.
+    """
+    for here, folders, files in os.walk(folder, followlinks=True, onerror=_refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))  # .ipynb_checkpoints, .thumbnails
+        for link in (path for path in (Path(here) / name for name in folders) if path.is_symlink()):
+            if Path(here).resolve().is_relative_to(link.resolve()):
+                raise ConfigError(
+                    f"{link} is a link to a folder that it lies in, so that its images would count again and again; remove it"
+                )
         for name in sorted(files):
             if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
                 yield Path(here) / name
@@ -48,6 +58,11 @@ def size(path: Path) -> tuple[int, int]:
     except Exception as error:
         raise ValueError(f"{path} cannot be opened: {error}") from error
     return width, height
+
+
+def _refuse(error: OSError) -> NoReturn:
+    """Training without a part of the images must not pass for training with all."""
+    raise MachineError(f"{error.filename}: {error.strerror}; a run needs to list every folder of its images") from error
 
 
 def _in_colour(image: Any) -> Any:

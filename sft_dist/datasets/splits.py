@@ -45,7 +45,7 @@ class Splits:
         digest = hashlib.sha256(repr(self.classes).encode())
         for split in (self.train, self.val):
             for name, label in zip(split.names, split.labels, strict=True):
-                digest.update(f"{name}\0{label}\n".encode())
+                digest.update(f"{name}\0{label}\n".encode(errors="surrogateescape"))  # a file's name is bytes, of any kind
             digest.update(b"\0")
         return digest.hexdigest()[:16]
 

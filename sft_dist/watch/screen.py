@@ -1,8 +1,9 @@
 """How runs stand, for the terminal: one in detail, or a line for each of many."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby, pairwise
 
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -11,56 +12,79 @@ from sft_dist.pages import words
 from sft_dist.watch.sight import Ranks, Sight
 
 BARS = "▁▂▃▄▅▆▇█"
-WIDE = 48  # columns of a curve
+WIDE = 48  # columns of a curve, where the screen has them
+NARROW = 8  # fewer columns show no curve
 SHORT = 16  # of one in a table
 LARGEST = 1e150  # of which a few thousand can be added
 GROUPS = 12  # lines of ranks: more do different things only for a moment
 
+COLUMNS: dict[str, Callable[[Sight], str]] = {
+    "run": lambda sight: sight.name,
+    "state": lambda sight: sight.state,
+    "progress": lambda sight: bar(share(sight), 10),
+    "step": lambda sight: steps(sight),
+    "left": lambda sight: remaining(sight),
+    "loss": lambda sight: spark(sight.curves.get("train/loss", ()), SHORT),
+    "score": lambda sight: "-" if sight.score is None else f"{sight.score:.4f}",
+    "samples/s": lambda sight: words.speed(sight.samples_per_s),
+    "data wait": lambda sight: percent(sight.data_wait_pct),
+    "quiet for": lambda sight: words.duration(sight.quiet_s),
+}
+FIRST = ("run", "state", "step", "left", "score", "quiet for", "progress", "data wait", "samples/s", "loss")  # on a narrow screen
 
-def one(sight: Sight) -> RenderableType:
-    """Everything that is known of a run."""
-    return Group(*(Text(line, no_wrap=True, overflow="ellipsis") for line in lines(sight)))
+
+def one(sight: Sight, width: int) -> RenderableType:
+    """Everything that is known of a run; what is longer than the screen is wide goes on in the next line."""
+    return Group(*(Text(line) for line in lines(sight, width)))
 
 
-def many(sights: Sequence[Sight], more: int) -> RenderableType:
-    """A line a run. more: how many others there are."""
-    table = Table("run", "state", "progress", "step", "left", "loss", "score", "samples/s", "data wait", "quiet for")
-    for sight in sights:
-        score = sight.curves.get(sight.headline, ())
-        cells = (
-            sight.name,
-            sight.state,
-            bar(share(sight), 10),
-            steps(sight),
-            remaining(sight),
-            spark(sight.curves.get("train/loss", ()), SHORT),
-            f"{score[-1]:.4f}" if score else "-",
-            words.speed(sight.samples_per_s),
-            percent(sight.data_wait_pct),
-            words.duration(sight.quiet_s),
-        )
-        table.add_row(*(Text(cell) for cell in cells))
+def many(sights: Sequence[Sight], more: int, width: int) -> RenderableType:
+    """A line a run, with the columns that fit. more: how many other runs there are."""
+    cells = {head: [make(sight) for sight in sights] for head, make in COLUMNS.items()}
+    shown = fitting({head: max(map(cell_len, (head, *column))) for head, column in cells.items()}, width)
+    table = Table(*shown)
+    for row in zip(*(cells[head] for head in shown), strict=True):
+        table.add_row(*map(Text, row))
     return Group(table, *([Text(f"and {more} more that wrote nothing for longer")] if more else []))
 
 
-def lines(sight: Sight) -> Iterator[str]:
+def fitting(widths: Mapping[str, int], width: int) -> list[str]:
+    """The heads of the most important columns that fit side by side; the run and its state always."""
+    room, shown = width - 1, set(FIRST[:2])
+    for head in FIRST:
+        room -= widths[head] + 3  # a border, and a space on either side
+        if room >= 0:
+            shown.add(head)
+    return [head for head in widths if head in shown]
+
+
+def lines(sight: Sight, width: int) -> Iterator[str]:
     attempt = f", attempt {sight.attempt}" if sight.attempt else ""
     quiet = f" for {words.duration(sight.quiet_s)}" if sight.state == "silent" else ""
     yield f"{sight.name}  {sight.state}{quiet}{attempt}{f': {sight.reason}' if sight.reason else ''}"
     epochs = f"  epoch {sight.epoch:.4g} of {sight.epochs:.4g}" if sight.epoch is not None and sight.epochs is not None else ""
-    yield f"{bar(share(sight), WIDE)}  step {steps(sight)}{epochs}"
+    told = f"  step {steps(sight)}{epochs}"
+    yield bar(share(sight), max(NARROW, min(WIDE, width - len(told)))) + told
     if sight.left:
-        at_most = "" if sight.left.measured else "at most "
-        each = f" of {at_most}{words.duration(sight.left.evaluation_s)}" if sight.left.evaluations else ""
+        about = "" if sight.left.measured else "perhaps "
+        each = f" of {about}{words.duration(sight.left.evaluation_s)}" if sight.left.evaluations else ""
         yield f"left {remaining(sight)}, with {sight.left.evaluations} evaluation(s){each}"
     yield f"{words.speed(sight.samples_per_s)} samples/s, {percent(sight.data_wait_pct)} of the time waiting for data"
-    width = max(map(len, sight.curves), default=0)
-    for name, values in sight.curves.items():
-        yield f"{name:<{width}}  {spark(values, WIDE):<{WIDE}}  {values[0]:.4g} to {values[-1]:.4g}, between {min(values):.4g} and {max(values):.4g}"
+    yield from curves(sight, width)
     for group in sight.ranks[:GROUPS]:
         yield ranks(group)
     if len(sight.ranks) > GROUPS:
         yield f"and {len(sight.ranks) - GROUPS} more lines of ranks"
+
+
+def curves(sight: Sight, width: int) -> Iterator[str]:
+    """Of each its latest value, its least and its most, and its shape where there is room."""
+    name = max(map(len, sight.curves), default=0)
+    told = [f"{values[-1]:.4g}, of {min(values):.4g} to {max(values):.4g}" for values in sight.curves.values()]
+    room = width - name - max(map(len, told), default=0) - 4
+    for (curve, values), numbers in zip(sight.curves.items(), told, strict=True):
+        shape = spark(values, min(WIDE, room)) if room >= NARROW else ""
+        yield f"{curve:<{name}}  {numbers:<{max(map(len, told))}}  {shape}".rstrip()
 
 
 def ranks(group: Ranks) -> str:

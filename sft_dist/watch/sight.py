@@ -1,7 +1,5 @@
 """How a run stands right now, from the files of its folder alone: on any machine that sees them, while it trains."""
 
-import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,13 +13,10 @@ from sft_dist import attempts
 from sft_dist.attempts import Attempt
 from sft_dist.history import curves, reading
 from sft_dist.history.records import is_number, printable
-from sft_dist.progress import HEADLINES
 from sft_dist.rundir import STEP, RunDir, read_json
 from sft_dist.schedule import marks
+from sft_dist.watch.rows import HEADS, Rows, whole
 
-HEADS = tuple(name for name, _ in HEADLINES.values())
-KEPT = (*HEADS, "step", "kind", "samples", "epoch", "train/loss", "train/lr", "speed/samples_per_s", "speed/data_wait_pct", "val/loss")
-MOST_ROWS = 20_000  # of a run that are held; then every other one goes, and a curve does not show it
 RECENT = 30  # training rows that speak of the present
 QUIET_S = 120.0  # without a sign of life
 LONGEST_NS = 10**18  # thirty years: more is no time but a damaged file
@@ -41,7 +36,7 @@ class Ranks:
 
 @dataclass(frozen=True)
 class Left:
-    """What is still to come. seconds: with the evaluations; evaluation_s: of one; measured: whether that was seen, or is the most it can take."""
+    """What is still to come. seconds: with the evaluations; evaluation_s: of one; measured: whether that was seen, or is what training takes."""
 
     seconds: float
     evaluations: int
@@ -62,6 +57,7 @@ class Sight:
     epoch: float | None
     epochs: float | None
     quiet_s: float
+    score: float | None
     headline: str
     left: Left | None
     samples_per_s: float | None
@@ -74,38 +70,10 @@ class Sight:
         return self.state in ("done", "saved", "failed")
 
 
-class Rows:
-    """The rows of a metrics file that grows, read on from where the last look ended."""
-
-    def __init__(self, path: Path, most_bytes: int | None = None) -> None:
-        """most_bytes: of the file's end, that a first look reads; None reads all."""
-        self.path, self.most_bytes = path, most_bytes
-        self.rows: list[dict[str, Any]] = []
-        self.file, self.read_to = 0, 0
-        self.landed: dict[int, float] = {}
-        """Step -> when its checkpoint was committed, of all that were seen: a run deletes its older ones."""
-
-    def look(self) -> Sequence[Mapping[str, Any]]:
-        """All rows so far, cut to what is shown. A file that was rewound by a resume is another one, and is read from its start."""
-        with suppress(OSError), self.path.open("rb") as file:
-            known = os.fstat(file.fileno())
-            if known.st_ino != self.file or known.st_size < self.read_to:
-                self.rows, self.file = [], known.st_ino
-                self.read_to = max(0, known.st_size - self.most_bytes) if self.most_bytes else 0
-            file.seek(self.read_to)
-            text = file.read()
-            whole = text[: text.rfind(b"\n") + 1]  # the last line may be half written
-            self.read_to += len(whole)
-            self.rows += _numbers(whole)
-        if len(self.rows) > MOST_ROWS:
-            self.rows = [row for i, row in enumerate(self.rows) if (len(self.rows) - i) % 2 or row["kind"] == "eval"]
-        return self.rows
-
-
 def look(folder: Path, rows: Rows, now: float) -> Sight:
     """now: seconds since 1970. Whatever the folder holds or lacks, this returns."""
     run = RunDir(folder)
-    plan, outcome = read_json(folder / "plan.json"), read_json(run.outcome)
+    plan = read_json(folder / "plan.json")
     seen = rows.look()
     headline = next((name for name in HEADS if any(name in row for row in seen)), HEADS[0])
     attempt = _last_attempt(run)
@@ -113,20 +81,20 @@ def look(folder: Path, rows: Rows, now: float) -> Sight:
     recent = trained[-RECENT:]
     step = int(seen[-1]["step"]) if seen else 0
     quiet_s = max(0.0, now - _sign_of_life(run, attempt))
-    ended = outcome.get("outcome")
-    error = outcome.get("error")
-    total, speed = _whole(plan.get("total_steps")), _middle(recent, "speed/samples_per_s")
-    state = str(ended) if ended in ("done", "saved", "failed") else "running" if quiet_s < QUIET_S else "silent"
+    ended, reason = _end(read_json(run.outcome), attempt)
+    total, speed = whole(plan.get("total_steps")), _middle(recent, "speed/samples_per_s")
+    state = ended or ("running" if quiet_s < QUIET_S else "silent")
     return Sight(
         name=printable(folder.absolute().name),
         state=state,
-        reason=printable(str(error.get("message", ""))).partition("\\n")[0] if isinstance(error, dict) else "",
+        reason=reason,
         attempt=attempt.number if attempt else None,
         step=step,
         total=total,
         epoch=seen[-1].get("epoch") if seen else None,
         epochs=float(plan["epochs"]) if is_number(plan.get("epochs")) else None,
         quiet_s=quiet_s,
+        score=_score(run, seen, headline),
         headline=headline,
         left=_left(plan, step, speed, _evaluation_s(seen, _landed(run, rows))) if state in ("running", "silent") else None,
         samples_per_s=speed,
@@ -136,9 +104,44 @@ def look(folder: Path, rows: Rows, now: float) -> Sight:
     )
 
 
+def _end(outcome: Mapping[str, Any], attempt: Attempt | None) -> tuple[str, str]:
+    """How the last attempt ended, `done`, `saved` or `failed`, and its first failure; two empty texts while it goes on.
+
+    A run that is started again has its last outcome until its ranks are up, and one whose rank 0 was killed has none.
+    """
+    state, number, error = (outcome.get(name) for name in ("outcome", "attempt", "error"))
+    earlier = attempt is not None and isinstance(number, int) and number != attempt.number
+    codes = _codes(attempt) if attempt else []
+    if (earlier or not state) and any(codes):
+        state, error = "failed", None
+    elif earlier and not codes:
+        state = None
+    if state not in ("done", "saved", "failed"):
+        return "", ""
+    told = str(error.get("message", "")) if isinstance(error, dict) else ""
+    if state == "failed" and attempt and attempt.failures:
+        told = attempts.describe(attempt.failures[0])
+    return str(state), printable(next(iter(told.splitlines()), ""))
+
+
+def _codes(attempt: Attempt) -> list[object]:
+    """The exit codes of all its agents; empty while one of them goes on, and where there is none."""
+    codes = [node.ended.get("code") for node in attempt.nodes if node.ended]
+    return codes if len(codes) == attempt.about.get("nodes") else []
+
+
+def _score(run: RunDir, rows: Sequence[Mapping[str, Any]], headline: str) -> float | None:
+    """The latest, also where it lies before the rows that were read."""
+    if values := _curve(rows, headline):
+        return values[-1]
+    last = read_json(run.scores).get("last")
+    value = last.get(headline) if isinstance(last, dict) else None
+    return float(value) if is_number(value) else None
+
+
 def _left(plan: Mapping[str, Any], step: int, speed: float | None, evaluation_s: float | None) -> Left | None:
     """The steps at the present speed, and the evaluations at what those so far took; else at what training on as many samples takes."""
-    total, batch, samples = (_whole(plan.get(name)) for name in ("total_steps", "global_batch", "val_samples"))
+    total, batch, samples = (whole(plan.get(name)) for name in ("total_steps", "global_batch", "val_samples"))
     if not speed or speed < 0 or total is None or batch is None or samples is None:
         return None
     coming = _evaluations(step, total, plan.get("eval_every"))
@@ -201,14 +204,6 @@ def _sign_of_life(run: RunDir, attempt: Attempt | None) -> float:
     return max([reading.touched(run.path), *(_touched(path) or 0.0 for path in (*beats, *([attempt.path] if attempt else [])))])
 
 
-def _numbers(text: bytes) -> Iterator[dict[str, Any]]:
-    for line in text.splitlines():
-        with suppress(ValueError, RecursionError):
-            row = json.loads(line)
-            if isinstance(row, dict) and row.get("kind") in ("train", "eval") and _whole(row.get("step")) is not None:
-                yield {name: row[name] for name in KEPT if name == "kind" or is_number(row.get(name))}
-
-
 def _curve(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
     return [float(row[name]) for row in rows if name in row]
 
@@ -222,7 +217,3 @@ def _touched(path: Path) -> float | None:
     with suppress(OSError):
         return path.lstat().st_mtime
     return None
-
-
-def _whole(value: object) -> int | None:
-    return value if is_number(value) and isinstance(value, int) else None
