@@ -163,8 +163,9 @@ def _finish(parts: Parts, progress: Progress, asked: bool) -> None:
     parts.engine.pulse.at("end")
     if parts.splits.test is not None and parts.config.eval.test and test is None:
         ended = None  # asked to stop before the test was through
-    if not parts.engine.is_main:
+    if not parts.tracker:
         return
+    parts.tracker.tail(parts.attempt, parts.engine.pulse.timeline.spent())
     track.write_scores(parts.folder, progress, test)
     outcome = {"outcome": "done" if ended else "saved", "step": progress.step, "attempt": parts.attempt}
     rundir.write_json(parts.folder.outcome, {**outcome, "reason": ended or f"asked to stop by {parts.request.signal or 'another rank'}"})

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "sft_dist"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = (
-    "errors units redact config parse plan refuse schema schedule tally manifest rundir revision scaling progress signals pulse attempts "
+    "errors units redact config parse plan refuse schema schedule tally manifest rundir revision scaling progress signals timeline pulse attempts "
     "locks inventory notice history",
     "datasets session mirror preflight transforms archive weights blocks models optim tasks loading",
     "machine sharding engine",
