@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sft_dist import optim, scaling, tally
@@ -28,7 +28,8 @@ class StepResult:
 
     step: steps made. sums: loss and training scores summed over the window, and `samples`. grad_norm: before clipping; None where it
     overflowed in fp16, and the update was left out. lr: the rate of this update. spent: seconds of this rank by phase (`pulse.PHASES`)
-    since the step before; all that came between them is in it. scale, next_scale: in fp16, the loss scale of this step and of the coming one.
+    since the step before; all that came between them is in it. scale, next_scale: in fp16, the loss scale of this step and of the coming
+    one. measures: what else was measured of this step, by column.
     """
 
     step: int
@@ -39,6 +40,7 @@ class StepResult:
     stop_asked: bool
     scale: LossScale | None = None
     next_scale: LossScale | None = None
+    measures: Mapping[str, float] = field(default_factory=dict)
 
 
 def train(

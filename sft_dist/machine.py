@@ -6,6 +6,7 @@ import re
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from sft_dist.config import Config
 from sft_dist.errors import InfrastructureError, MachineError
@@ -69,6 +70,12 @@ def set_autocast(module: nn.Module, kind: str, precision: str) -> None:
 def clock(device: torch.device) -> Clock:
     """What measures the phases of a step: on a GPU its own events, because kernels run when the host has long gone on."""
     return by_events(lambda: torch.cuda.Event(enable_timing=True)) if device.type == "cuda" else HOST
+
+
+def profiler(kind: str) -> profile:
+    """Torch's, over what processor and device do."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch 2.14's tells of its starts, and of a missing GPU, on the screen
+    return profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if kind == "cuda" else [])])
 
 
 def translate(error: BaseException) -> BaseException:

@@ -37,6 +37,8 @@ class Tracker:
         self.file: IO[str] = run.metrics.open("a")
         self.lap: dict[str, float] = {}
         """Samples, and seconds by phase, since the last training row."""
+        self.measures: dict[str, float] = {}
+        """The latest since then."""
         self.last_line = time.monotonic()
         self.bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn(),
@@ -55,6 +57,7 @@ class Tracker:
     def step(self, result: StepResult, peak_gib: float | None) -> None:
         """One training row, if one is due, and a sign of life."""
         self.lap = tally.add(self.lap, {"samples": result.sums["samples"], **result.spent})
+        self.measures |= result.measures
         if result.scale and result.grad_norm is None:
             told = f"the gradient overflowed fp16 at loss scale {result.scale.scale:g}; no update was made, and the scale is halved"
             say(self.console, f"step {result.step:>6}  {told}")
@@ -66,9 +69,9 @@ class Tracker:
         samples, seconds = self.lap.pop("samples"), sum(self.lap.get(phase, 0.0) for phase in pulse.STEP)
         speed = {"speed/samples_per_s": samples / seconds, "speed/data_wait_pct": 100 * self.lap.get("data", 0.0) / seconds}
         memory = {} if peak_gib is None else {"memory/peak_gib": peak_gib}
-        self._row(result.step, "train", row | speed | _times(self.lap) | memory)
+        self._row(result.step, "train", row | speed | self.measures | _times(self.lap) | memory)
         self._show(result, row, speed)
-        self.lap = {}
+        self.lap, self.measures = {}, {}
 
     def evaluation(self, progress: RunProgress, training: Mapping[str, float], values: Mapping[str, float], improved: bool) -> None:
         """One evaluation row; `training` are the mean training figures since the evaluation before."""

@@ -20,7 +20,7 @@ FLOORS = (
     "locks inventory notice history",
     "datasets session mirror preflight transforms archive weights blocks models optim tasks loading",
     "machine sharding engine",
-    "average checkpoint saver export evaluate loop track beside pictures pages compare report datacheck watch score run",
+    "average checkpoint saver export evaluate loop communication track beside pictures pages compare report datacheck watch score run",
     "guard ending draft prepare_cli cli train __main__",
 )
 ORDER = " ".join(FLOORS).split()
