@@ -95,6 +95,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shard__strategy=name if name in STRATEGIES else "ddp",
             track__communication="off" if name == "off" else "auto",
             model={"name": "mobilenet_v3_small", "weights": "none", "train": "all", "norm": "train"},
+            data__per_class=10,
+            save__every="6 steps",
             device="cpu",
         )
         (folder / f"{name}.yaml").write_text(parse.to_yaml(config))
