@@ -99,6 +99,7 @@ class Engine:
     @contextmanager
     def backward_pass(self, last: bool) -> Iterator[Callable[[Tensor], None]]:
         """One forward and backward pass of a step; gradients meet over the ranks by the last one."""
+        self.pulse.at("forward")
         with self.strategy.one_pass(self.prepared, last) as backward:
             yield backward
 

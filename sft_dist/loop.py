@@ -80,12 +80,10 @@ def train_step(
         total = float(plan.global_batch)
     else:
         micros = list(micros)
-        engine.pulse.at("exchange")
         [total] = engine.sum([sum(task.count(batch) for batch in micros)])
     sums: dict[str, Any] = {}
     problems: list[str] = []
     for i, batch in enumerate(micros):
-        engine.pulse.at("forward")
         problems += batch.problems
         engine.draw(draw_seed("dropout", plan.seed, step, engine.rank, i))
         with engine.backward_pass(last=i == passes + idle - 1) as backward:
@@ -112,14 +110,15 @@ def _awaited(batches: Iterator[Batch], pulse: Pulse) -> Iterator[Batch]:
     """Pass batches on, and tell of each wait for one."""
     while True:
         pulse.at("data")
-        if (batch := next(batches, None)) is None:
+        batch = next(batches, None)
+        pulse.at("forward")
+        if batch is None:
             return
         yield batch
 
 
 def _pass_idly(task: Task, batch: Batch, engine: Engine, last: bool) -> None:
     """A pass that keeps the other ranks company where they exchange something in each: its loss counts nothing, no statistic moves."""
-    engine.pulse.at("exchange")
     engine.module.eval()
     with engine.backward_pass(last) as backward:
         backward(task.loss(engine.wrapped, to_device(batch, engine.device)).total * 0.0)
