@@ -69,7 +69,9 @@ def set_autocast(module: nn.Module, kind: str, precision: str) -> None:
 
 def clock(device: torch.device) -> Clock:
     """What measures the phases of a step: on a GPU its own events, because kernels run when the host has long gone on."""
-    return by_events(lambda: torch.cuda.Event(enable_timing=True)) if device.type == "cuda" else HOST
+    if device.type != "cuda":
+        return HOST
+    return by_events(lambda: torch.cuda.Event(enable_timing=True))  # type: ignore[no-untyped-call]
 
 
 def profiler(kind: str) -> profile:

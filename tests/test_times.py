@@ -47,11 +47,11 @@ def test_rows_and_what_came_after_the_last_one_add_up(tmp_path: Path) -> None:
 
 
 def test_with_the_times_of_attempts_the_parts_are_their_wall_time(tmp_path: Path) -> None:
-    """What no row tells, as the start of the processes, is the rest."""
+    """What no row tells has a name of its own."""
     run = a_timed_run(tmp_path / "run")
     an_attempt(run, 1, 36, 0)
     found = told(run)
-    assert (found.total, found.measured, found.parts["the rest"]) == (36.0, True, 10.0)
+    assert (found.total, found.measured, found.parts["starting and ending processes"]) == (36.0, True, 10.0)
 
 
 def test_steps_that_were_made_again_are_lost_but_not_the_save_between_them(tmp_path: Path) -> None:

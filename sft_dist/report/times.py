@@ -15,6 +15,7 @@ from sft_dist.rundir import RunDir, read_json
 
 SLOW_PCT = 20  # of the time in steps: waiting for data for longer than that is worth a word
 LOST, REST = "steps that were lost and made again", "the rest"
+OUTSIDE = "starting and ending processes"
 WORDS = {
     "forward": "forward",
     "backward": "backward",
@@ -32,8 +33,8 @@ WORDS = {
 class Times:
     """Seconds of rank 0 over all attempts.
 
-    parts: what the time was spent on; together they are all of it. measured: whether launchers recorded the attempts from start to end, so
-    that `the rest` also holds what no row tells: starting the processes, and what a killed attempt did last. communicating: the share of
+    parts: what the time was spent on; together they are all of it. measured: whether launchers recorded the attempts from start to end;
+    what of that no row tells is counted as outside of the program, as is what a killed attempt did last. communicating: the share of
     the steps in which messages were under way, and exposed: nothing else was done; None where that was not measured.
     """
 
@@ -70,7 +71,7 @@ def times(study: Study) -> Times | None:
     parts[REST] = sum(between[phase] for phase in PHASES if phase not in WORDS)
     wall = study.cost.wall_s
     if wall is not None:
-        parts[REST] += max(0.0, wall - sum(parts.values()))
+        parts[OUTSIDE] = max(0.0, wall - sum(parts.values()))
     shares = [_mean(kept, f"speed/{name}_pct") for name in ("communication", "exposed_communication")]
     return Times({name: seconds for name, seconds in parts.items() if seconds}, wall is not None, *shares)
 
