@@ -14,7 +14,8 @@ from typing import Any
 from sft_dist.pulse import Beat
 from sft_dist.rundir import RunDir, read_json, write_json
 
-TAIL = 12  # lines of a traceback that are kept, source lines included
+LINES = 12  # of a traceback that are kept, source lines included
+TAIL = "tail.json"  # the seconds by phase, as rows have them, after the last training row
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def failure_of(error: BaseException, code: int, rank: int, beat: Beat, node: int
     lines = "".join(traceback.format_exception(error)).splitlines()
     message = str(error) or type(error).__name__
     host = socket.gethostname()
-    return Failure(time.time_ns(), rank, host, beat.step, beat.phase, code, type(error).__name__, message, node, tuple(lines[-TAIL:]))
+    return Failure(time.time_ns(), rank, host, beat.step, beat.phase, code, type(error).__name__, message, node, tuple(lines[-LINES:]))
 
 
 def write_failure(place: Path, failure: Failure, replace: bool = True) -> None:

@@ -15,6 +15,7 @@ def update(engine: Engine, ema: Ema, made: int) -> None:
     """Take the weights after `made` updates into the average: a <- d a + (1 - d) w. It begins as the weights after its first update."""
     if ema.decay is None:
         return
+    engine.pulse.at("update")
     decay = min(ema.decay, (1 + made) / (10 + made)) if ema.warmup else ema.decay
     for master in engine.masters():
         state = engine.optimizer.state[master]

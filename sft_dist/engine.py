@@ -25,7 +25,6 @@ from sft_dist.sharding import STRATEGIES, Piece, Tensors, shares
 from sft_dist.tally import Evidence
 
 Result = TypeVar("Result")
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Engine:
@@ -52,6 +51,7 @@ class Engine:
         came = (self.accelerator.num_processes, ours, self.device.type, self.accelerator.mixed_precision)
         wanted = (world.size, world.size, kind, "no")
         _compare(("processes", "processes in torch's group", "device", "autocast"), came, wanted)
+        self.pulse.timeline.measure_by(machine.clock(self.device))
         if "OMP_NUM_THREADS" not in os.environ:  # after Accelerate, which counts the machine's processors instead of this process's
             torch.set_num_threads(max(1, processors() // world.local_size))
 
@@ -76,8 +76,7 @@ class Engine:
         if not self.strategy.fills_meta:  # else it goes there tensor by tensor: the whole may not fit
             module.to(self.device)
         module.to(torch.float64 if self.precision == "fp64" else torch.float32)
-        if self.precision in AUTOCAST:
-            _autocast(module, self.device.type, AUTOCAST[self.precision])
+        machine.set_autocast(module, self.device.type, self.precision)
         self.learning_norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.training]
         asked = shares.of_whole(module)
         self.prepared = self.strategy.prepare(self.accelerator, self.place, module, make_optimizer, self.config)
@@ -100,6 +99,7 @@ class Engine:
     @contextmanager
     def backward_pass(self, last: bool) -> Iterator[Callable[[Tensor], None]]:
         """One forward and backward pass of a step; gradients meet over the ranks by the last one."""
+        self.pulse.at("forward")
         with self.strategy.one_pass(self.prepared, last) as backward:
             yield backward
 
@@ -242,9 +242,3 @@ def _compare(names: Sequence[str], came: Sequence[object], wanted: Sequence[obje
     if came != wanted:
         told = [f"{name}: {got!r} came, {asked!r} was asked for" for name, got, asked in zip(names, came, wanted, strict=True)]
         raise MachineError(["the libraries set up something else than this run needs", *told])
-
-
-def _autocast(module: nn.Module, kind: str, dtype: torch.dtype) -> None:
-    """Products in a short format, weights and outputs in float32; inside the model, so that every wrapper of it computes alike."""
-    module.forward = torch.autocast(kind, dtype)(module.forward)
-    module.register_forward_hook(lambda *passed: passed[-1].float())

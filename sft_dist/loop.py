@@ -2,10 +2,9 @@
 
 import itertools
 import math
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sft_dist import optim, scaling, tally
@@ -28,40 +27,41 @@ class StepResult:
     """One optimizer step, over all ranks.
 
     step: steps made. sums: loss and training scores summed over the window, and `samples`. grad_norm: before clipping; None where it
-    overflowed in fp16, and the update was left out. lr: the rate of this update. seconds: wall time of the step; waited: the part of
-    it spent waiting for data on this rank. scale, next_scale: in fp16, the loss scale of this step and of the coming one.
+    overflowed in fp16, and the update was left out. lr: the rate of this update. spent: seconds of this rank by phase (`pulse.PHASES`)
+    since the step before; all that came between them is in it. scale, next_scale: in fp16, the loss scale of this step and of the coming
+    one. measures: what else was measured of this step, by column.
     """
 
     step: int
     sums: dict[str, float]
     grad_norm: float | None
     lr: float
-    seconds: float
-    waited: float
+    spent: Mapping[str, float]
     stop_asked: bool
     scale: LossScale | None = None
     next_scale: LossScale | None = None
+    measures: Mapping[str, float] = field(default_factory=dict)
 
 
 def train(
     task: Task, batches: Iterable[Batch], engine: Engine, plan: Plan, config: Config, so_far: Progress, request: StopRequest
 ) -> Iterator[StepResult]:
     """Make the steps that are left, one a turn. Raises DivergedError, and ConfigError for unreadable data, on all ranks alike."""
-    clock = Stopwatch()
     micros = iter(batches)
     scale = scaling.begin(config.precision, so_far.loss_scale, so_far.good_steps)
     for done in range(so_far.step, plan.total_steps):
-        clock.lap()  # the evaluation and the checkpoint after the last step are not this step's time
         if not engine.module.training:  # after an evaluation
             train_mode(engine.module)
         rate = config.optim.lr * lr_factor(done, plan)
         optim.set_lr(engine.optimizer, rate)
         engine.pulse.step = done + 1
-        mine = clock.timed(itertools.islice(micros, plan.passes_per_rank[engine.rank]), engine.pulse)
+        mine = _awaited(itertools.islice(micros, plan.passes_per_rank[engine.rank]), engine.pulse)
         with _said_where(engine, plan, done):
             sums, norm, stop_asked = train_step(task, mine, engine, plan, done, request, scale)
+        engine.pulse.at("bookkeeping")
         used, scale = scale, scaling.coming(scale, norm, done + 1)
-        yield StepResult(done + 1, sums, norm if math.isfinite(norm) else None, rate, *clock.lap(), stop_asked, used, scale)
+        spent = engine.pulse.timeline.spent()
+        yield StepResult(done + 1, sums, norm if math.isfinite(norm) else None, rate, spent, stop_asked, used, scale)
 
 
 def train_step(
@@ -106,6 +106,17 @@ def train_step(
     return result, float(norm), asked > 0
 
 
+def _awaited(batches: Iterator[Batch], pulse: Pulse) -> Iterator[Batch]:
+    """Pass batches on, and tell of each wait for one."""
+    while True:
+        pulse.at("data")
+        batch = next(batches, None)
+        pulse.at("forward")
+        if batch is None:
+            return
+        yield batch
+
+
 def _pass_idly(task: Task, batch: Batch, engine: Engine, last: bool) -> None:
     """A pass that keeps the other ranks company where they exchange something in each: its loss counts nothing, no statistic moves."""
     engine.module.eval()
@@ -142,29 +153,3 @@ def _said_where(engine: Engine, plan: Plan, step: int) -> Iterator[None]:
 def _samples(engine: Engine, plan: Plan, step: int) -> str:
     """This rank's part of a window, by position in the training split."""
     return f"the training samples {', '.join(str(pick.position) for micro in window(step, engine.rank, plan) for pick in micro)}"
-
-
-class Stopwatch:
-    """Wall time between laps, and the part of it that went into waiting for data."""
-
-    def __init__(self) -> None:
-        self.started, self.waited = time.perf_counter(), 0.0
-
-    def timed(self, batches: Iterator[Batch], pulse: Pulse) -> Iterator[Batch]:
-        """Pass batches on, counting the time that each took to come."""
-        while True:
-            pulse.at("data")
-            before = time.perf_counter()
-            batch = next(batches, None)
-            self.waited += time.perf_counter() - before
-            pulse.at("forward")
-            if batch is None:
-                return
-            yield batch
-
-    def lap(self) -> tuple[float, float]:
-        """Seconds since the last lap, and seconds waited for data in them."""
-        now = time.perf_counter()
-        lap = (now - self.started, self.waited)
-        self.started, self.waited = now, 0.0
-        return lap

@@ -5,11 +5,16 @@ import re
 
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
 from sft_dist.config import Config
 from sft_dist.errors import InfrastructureError, MachineError
 from sft_dist.plan import World
 from sft_dist.refuse import ON, SLOW_FP16, native_bf16
+from sft_dist.timeline import HOST, Clock, by_events
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(config: Config, world: World) -> str:
@@ -52,6 +57,27 @@ def set_arithmetic(config: Config, kind: str) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.train.deterministic)
     torch.backends.cudnn.benchmark = kind == "cuda" and not config.train.deterministic
+
+
+def set_autocast(module: nn.Module, kind: str, precision: str) -> None:
+    """With bf16 and fp16, products in that format, weights and outputs in float32; inside the model, so that every wrapper of it
+    computes alike."""
+    if precision in AUTOCAST:
+        module.forward = torch.autocast(kind, AUTOCAST[precision])(module.forward)
+        module.register_forward_hook(lambda *passed: passed[-1].float())
+
+
+def clock(device: torch.device) -> Clock:
+    """What measures the phases of a step: on a GPU its own events, because kernels run when the host has long gone on."""
+    if device.type != "cuda":
+        return HOST
+    return by_events(lambda: torch.cuda.Event(enable_timing=True))  # type: ignore[no-untyped-call]
+
+
+def profiler(kind: str) -> profile:
+    """Torch's, over what processor and device do."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch 2.14's tells of its starts, and of a missing GPU, on the screen
+    return profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if kind == "cuda" else [])])
 
 
 def translate(error: BaseException) -> BaseException:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sft_dist.datasets import digits, images
+from sft_dist.datasets import arrays, digits, images
 
 SIDE = 128  # pixels of the longer side
 LARGEST = 50_000_000  # bytes of a file that is opened for a picture
@@ -48,6 +48,22 @@ def _digits(config: Mapping[str, Any]) -> Read:  # noqa: ARG001 (they travel wit
     return read
 
 
+def _torchvision(config: Mapping[str, Any]) -> Read | None:
+    """Of the data sets that lie in a few arrays; the others' numbers mean files that only torchvision knows."""
+    from PIL import Image
+
+    dataset = str(config.get("data.dataset"))
+    pixels = arrays.of(dataset, Path(str(config.get("data.root"))))
+
+    def read(sample: str) -> Any:
+        _, split, number = sample.split("/") if sample.count("/") == 2 else ("", "", "")
+        known = sample.startswith(f"{dataset}/") and number.isascii() and number.isdecimal() and len(number) < 10
+        found = pixels(split, int(number)) if pixels and known else None
+        return None if found is None else Image.fromarray(found)
+
+    return read if pixels and config.get("data.root") else None
+
+
 def _small(read: Read, sample: str) -> str | None:
     file = io.BytesIO()
     try:
@@ -61,4 +77,4 @@ def _small(read: Read, sample: str) -> str | None:
     return f"data:image/{kind};base64," + base64.b64encode(file.getvalue()).decode()
 
 
-SOURCES: dict[str, Callable[[Mapping[str, Any]], Read | None]] = {"folder": _folder, "digits": _digits}
+SOURCES: dict[str, Callable[[Mapping[str, Any]], Read | None]] = {"folder": _folder, "digits": _digits, "torchvision": _torchvision}

@@ -8,11 +8,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-PHASES = ("start-up", "data", "forward", "backward", "update", "exchange", "evaluation", "waiting for rank 0", "save", "end")
-"""In the order of a step; `exchange` is the one message of a step, `update` clips and moves the weights."""
+from sft_dist.timeline import Timeline
+
+PHASES = (
+    "start-up", "data", "forward", "backward", "update", "exchange", "bookkeeping", "evaluation", "waiting for rank 0", "save", "end",
+)  # fmt: skip
+"""In the order of a step: `update` clips and moves the weights, `exchange` is the one message of a step, `bookkeeping` follows it."""
+STEP = PHASES[1:6]
+"""The phases of which a training step consists."""
 LAYOUT = struct.Struct("<qqqqq")  # process, step, phase, when it began (ns since 1970), how often a phase began
 WANTED = LAYOUT.size  # one byte behind it, written by the agent
 SIZE = LAYOUT.size + 1
+
+
+def column(phase: str) -> str:
+    """The name of a phase's seconds in a row of metrics."""
+    return f"time/{phase.replace('-', '_').replace(' ', '_')}_s"
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,7 @@ class Pulse:
             with file.open("w+b") as opened:
                 opened.truncate(SIZE)
                 self.memory = mmap.mmap(opened.fileno(), SIZE)
+        self.timeline = Timeline("start-up")
         self.count = self.step = 0
         self.attempt: Path | None = None
         """Where this rank's failure is recorded, once that is known."""
@@ -57,6 +69,7 @@ class Pulse:
         """A phase begins, in the making of update number `step`; without a number in that of the one before."""
         self.count += 1
         self.step = self.step if step is None else step
+        self.timeline.at(phase)
         LAYOUT.pack_into(self.memory, 0, os.getpid(), self.step, PHASES.index(phase), time.time_ns(), self.count)
 
     @property

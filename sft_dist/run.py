@@ -10,6 +10,7 @@ from rich.console import Console
 
 from sft_dist import attempts, average, beside, checkpoint, datasets, loading, optim, parse, rundir, signals, tally, track, transforms
 from sft_dist.checkpoint import About
+from sft_dist.communication import measured
 from sft_dist.config import Config
 from sft_dist.datasets import Splits
 from sft_dist.engine import Engine
@@ -61,7 +62,7 @@ def run(config: Config, world: World, pulse: Pulse | None = None) -> RunDir:
         with _tracking(parts) as parts, saver.landing():
             progress, asked = _pay_debts(parts, progress)
             if not asked and not reason_to_end(progress, plan, config.stop):
-                for step in train(task, _batches(parts, progress), engine, plan, config, progress, request):
+                for step in measured(train(task, _batches(parts, progress), engine, plan, config, progress, request), engine, config):
                     progress, asked = _after(parts, step, progress)
                     if asked or reason_to_end(progress, plan, config.stop):
                         break
@@ -163,8 +164,9 @@ def _finish(parts: Parts, progress: Progress, asked: bool) -> None:
     parts.engine.pulse.at("end")
     if parts.splits.test is not None and parts.config.eval.test and test is None:
         ended = None  # asked to stop before the test was through
-    if not parts.engine.is_main:
+    if not parts.tracker:
         return
+    parts.tracker.tail(parts.attempt, parts.engine.pulse.timeline.spent())
     track.write_scores(parts.folder, progress, test)
     outcome = {"outcome": "done" if ended else "saved", "step": progress.step, "attempt": parts.attempt}
     rundir.write_json(parts.folder.outcome, {**outcome, "reason": ended or f"asked to stop by {parts.request.signal or 'another rank'}"})

@@ -14,7 +14,7 @@ from typing import IO, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sft_dist import notice, revision, tally
+from sft_dist import attempts, notice, pulse, revision, tally
 from sft_dist.datasets import Split
 from sft_dist.loop import StepResult
 from sft_dist.plan import Plan
@@ -35,7 +35,10 @@ class Tracker:
     def __init__(self, run: RunDir, plan: Plan, console: Console) -> None:
         self.run, self.plan, self.console = run, plan, console
         self.file: IO[str] = run.metrics.open("a")
-        self.lap = {"samples": 0.0, "seconds": 0.0, "waited": 0.0}
+        self.lap: dict[str, float] = {}
+        """Samples, and seconds by phase, since the last training row."""
+        self.measures: dict[str, float] = {}
+        """The latest since then."""
         self.last_line = time.monotonic()
         self.bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn(),
@@ -53,7 +56,8 @@ class Tracker:
 
     def step(self, result: StepResult, peak_gib: float | None) -> None:
         """One training row, if one is due, and a sign of life."""
-        self.lap = tally.add(self.lap, {"samples": result.sums["samples"], "seconds": result.seconds, "waited": result.waited})
+        self.lap = tally.add(self.lap, {"samples": result.sums["samples"], **result.spent})
+        self.measures |= result.measures
         if result.scale and result.grad_norm is None:
             told = f"the gradient overflowed fp16 at loss scale {result.scale.scale:g}; no update was made, and the scale is halved"
             say(self.console, f"step {result.step:>6}  {told}")
@@ -62,14 +66,12 @@ class Tracker:
         row: dict[str, float | None] = {f"train/{name}": value for name, value in tally.means(result.sums, of="samples").items()}
         scale = {"train/loss_scale": result.scale.scale} if result.scale else {}
         row |= {"train/lr": result.lr, "train/grad_norm": result.grad_norm, **scale}
-        speed = {
-            "speed/samples_per_s": self.lap["samples"] / self.lap["seconds"],
-            "speed/data_wait_pct": 100 * self.lap["waited"] / self.lap["seconds"],
-        }
+        samples, seconds = self.lap.pop("samples"), sum(self.lap.get(phase, 0.0) for phase in pulse.STEP)
+        speed = {"speed/samples_per_s": samples / seconds, "speed/data_wait_pct": 100 * self.lap.get("data", 0.0) / seconds}
         memory = {} if peak_gib is None else {"memory/peak_gib": peak_gib}
-        self._row(result.step, "train", row | speed | memory)
+        self._row(result.step, "train", row | speed | self.measures | _times(self.lap) | memory)
         self._show(result, row, speed)
-        self.lap = dict.fromkeys(self.lap, 0.0)
+        self.lap, self.measures = {}, {}
 
     def evaluation(self, progress: RunProgress, training: Mapping[str, float], values: Mapping[str, float], improved: bool) -> None:
         """One evaluation row; `training` are the mean training figures since the evaluation before."""
@@ -77,6 +79,11 @@ class Tracker:
         self._row(progress.step, "eval", means | dict(values))
         figures = "  ".join(f"{name} {value:.4f}" for name, value in (means | dict(values)).items() if name not in NOT_ON_SCREEN)
         say(self.console, f"step {progress.step:>6}  {figures}{'  (best)' if improved else ''}")
+
+    def tail(self, attempt: int, spent: Mapping[str, float]) -> None:
+        """The time after the last training row of an attempt, in its folder."""
+        self.lap.pop("samples", None)
+        write_json(attempts.folder(self.run, attempt) / attempts.TAIL, _times(tally.add(self.lap, spent)))
 
     def flush(self) -> None:
         """Everything written so far is on the disk when this returns: a checkpoint must not be ahead of its metrics."""
@@ -108,6 +115,11 @@ def say(console: Console, *lines: str) -> None:
     """Print lines as they are: no wrapping, no colouring of numbers, no markup."""
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _times(spent: Mapping[str, float]) -> dict[str, float]:
+    """Seconds by phase, as a row names them, to the microsecond."""
+    return {pulse.column(phase): round(seconds, 6) for phase, seconds in spent.items()}
 
 
 def write_predictions(run: RunDir, step: int, split: Split, evidence: Evidence) -> None:

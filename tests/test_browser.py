@@ -33,7 +33,14 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = a_whole_run(tmp_path_factory.mktemp("runs") / "run", classes=(LONG, "dog", "eel"))
     exhibits.write(run, some(run, layer=LONG))
     (run / "attempts" / "1").mkdir()
-    row = {"kind": "train", "train/loss": 0.5, "speed/samples_per_s": 16.0, "speed/data_wait_pct": 40}
+    row = {
+        "kind": "train",
+        "train/loss": 0.5,
+        "speed/samples_per_s": 16.0,
+        "speed/data_wait_pct": 40,
+        "time/data_s": 0.8,
+        "time/forward_s": 1.2,
+    }
     write(run / "metrics.jsonl", *({"step": step, "samples": 32 * step, **row} for step in range(1, 5)))
     return report.write(run)
 

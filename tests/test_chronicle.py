@@ -1,15 +1,13 @@
-"""What happened to a run, from the records of its attempts; and where its time went."""
+"""What happened to a run, from the records of its attempts."""
 
 from pathlib import Path
 
-import pytest
 from given_runs import a_run, guesses, write
 
 from sft_dist import attempts
 from sft_dist.attempts import Failure
 from sft_dist.history import reading
-from sft_dist.report.chronicle import Chapter, Times, chapters, times
-from sft_dist.report.study import study
+from sft_dist.report.chronicle import Chapter, chapters
 
 SECOND = 10**9
 BEGAN = 1_767_330_000 * SECOND  # 2026-01-02 05:00:00 UTC
@@ -57,27 +55,3 @@ def test_an_attempt_without_a_record_was_killed_or_still_runs(tmp_path: Path) ->
     assert before.end == "left no record of its end: it was killed"
     assert one.end == "left no record of its end: it was killed, or still runs"
     assert (one.began, one.processes, one.seconds) == (None, None, None)
-
-
-@pytest.mark.parametrize("waited", [0, 25, 100])
-def test_time_in_steps_is_split_by_the_wait_for_data(tmp_path: Path, waited: float) -> None:
-    run = a_run(tmp_path / "run", guesses([]))
-    row = {"kind": "train", "speed/samples_per_s": 16.0, "speed/data_wait_pct": waited}
-    write(run / "metrics.jsonl", *({"step": step, "samples": 32 * step, **row} for step in range(1, 5)))
-    assert times(study(reading.read(run), "best")) == Times(8 * (1 - waited / 100), 8 * waited / 100, 0.0, None)
-
-
-def test_what_was_lost_and_what_lies_between_the_steps_is_told_apart(tmp_path: Path) -> None:
-    run = a_run(tmp_path / "run", guesses([]))
-    row = {"kind": "train", "speed/samples_per_s": 16.0, "speed/data_wait_pct": 0}
-    write(run / "metrics.jsonl", *({"step": step, "samples": 32 * step, **row} for step in range(1, 5)))
-    an_attempt(run, 1, 10, 0)
-    write(an_attempt(run, 2, 20, 2) / "rewound.jsonl", {"step": 3, "samples": 96, **row})
-    found = times(study(reading.read(run), "best"))
-    assert found == Times(8, 0, 2, 20) and found.total == 30
-
-
-def test_without_speeds_nothing_is_said_of_time(tmp_path: Path) -> None:
-    run = a_run(tmp_path / "run", guesses([]))
-    write(run / "metrics.jsonl", {"step": 1, "kind": "train", "samples": 32, "speed/data_wait_pct": 5})
-    assert times(study(reading.read(run), "best")) is None

@@ -16,11 +16,11 @@ PACKAGE = ROOT / "sft_dist"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = (
-    "errors units redact config parse plan refuse schema schedule tally manifest rundir revision scaling progress signals pulse attempts "
+    "errors units redact config parse plan refuse schema schedule tally manifest rundir revision scaling progress signals timeline pulse attempts "
     "locks inventory notice history",
     "datasets session mirror preflight transforms archive weights blocks models optim tasks loading",
     "machine sharding engine",
-    "average checkpoint saver export evaluate loop track beside pictures pages compare report datacheck watch score run",
+    "average checkpoint saver export evaluate loop communication track beside pictures pages compare report datacheck watch score run",
     "guard ending draft prepare_cli cli train __main__",
 )
 ORDER = " ".join(FLOORS).split()

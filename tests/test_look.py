@@ -1,5 +1,6 @@
 """What a run's data and model show, on a real run of which only the head learned, kept in its folder for a page without them."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import torchvision
 from given import a_config
 from PIL import Image
 from safetensors.numpy import load_file
+from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import save_file
 from test_pages import Page
 
@@ -120,3 +122,25 @@ def test_without_the_weights_of_the_start_nothing_is_compared_with_them(made: Pa
     [_, told] = look(copy, "best")
     assert told.startswith("the weights at the start cannot be had again, so nothing is compared with them: ")
     assert found(copy).drift == () and found(copy).embedding is None and found(copy).cams
+
+
+def test_weights_that_are_no_numbers_leave_each_section_to_itself(made: Path, tmp_path: Path) -> None:
+    """A run in fp16 or without a look at its loss may end so; what needs no weights is shown all the same."""
+    copy = tmp_path / "copy"
+    shutil.copytree(made, copy)
+    best = copy / "checkpoints" / (copy / "checkpoints" / "best").read_text().strip()
+    weights = load_file(best / "model.safetensors")
+    weights["classifier.1.weight"][:] = np.nan
+    weights["features.0.0.weight"][:] = np.nan
+    save_numpy(weights, best / "model.safetensors")
+    manifest = json.loads((best / "MANIFEST.json").read_text())
+    content = (best / "model.safetensors").read_bytes()
+    manifest["files"]["model.safetensors"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (best / "MANIFEST.json").write_text(json.dumps(manifest))
+    told = look(copy, "best")
+    assert len(told) == 4 and [line.partition(":")[0] for line in told[1:]] == ["no change of the weights", "no Grad-CAM", "no embedding"]
+    shown = found(copy)
+    assert len(shown.balance) == 3 and len(shown.augmented) == 6
+    assert shown.drift == () and shown.cams == () and shown.embedding is None
+    page = Page(report.write(copy).read_text())
+    assert "no change of the weights: the weights are not finite" in page.words

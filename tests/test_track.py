@@ -2,6 +2,8 @@
 
 import io
 import json
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from sft_dist.progress import Progress
 from sft_dist.rundir import RunDir
 from sft_dist.tally import Evidence
 
+SPENT = {"bookkeeping": 1.0, "save": 3.0, "data": 0.5, "forward": 0.5, "backward": 0.75, "update": 0.125, "exchange": 0.125}
+
 
 def a_run(folder: Path) -> RunDir:
     return rundir.create(a_config(run__dir=str(folder)))
@@ -25,16 +29,20 @@ def a_run(folder: Path) -> RunDir:
 
 def a_step(number: int) -> StepResult:
     sums = {"samples": 32.0, "loss": 16.0 * number, "top1": 8.0}
-    return StepResult(number, sums, grad_norm=1.5, lr=0.01, seconds=2.0, waited=0.5, stop_asked=False)
+    return StepResult(number, sums, grad_norm=1.5, lr=0.01, spent=SPENT, stop_asked=False)
 
 
 def rows_of(run: RunDir) -> list[dict[str, Any]]:
     return [json.loads(line) for line in run.metrics.read_text().splitlines()]
 
 
-def tracked(run: RunDir, steps: int, screen: io.StringIO, **keys: object) -> None:
+def a_tracker(run: RunDir, screen: io.StringIO, **keys: object) -> track.Tracker:
     plan = make_plan(a_config(train__duration="5 steps", **keys), World(), samples=128, val_samples=10)
-    tracker = track.Tracker(run, plan, Console(file=screen))
+    return track.Tracker(run, plan, Console(file=screen))
+
+
+def tracked(run: RunDir, steps: int, screen: io.StringIO, **keys: object) -> None:
+    tracker = a_tracker(run, screen, **keys)
     try:
         for number in range(1, steps + 1):
             tracker.step(a_step(number), peak_gib=None)
@@ -48,7 +56,8 @@ def test_every_step_and_every_evaluation_is_a_row(tmp_path: Path) -> None:
     run = a_run(tmp_path)
     tracked(run, 2, io.StringIO())
     speed = {"speed/samples_per_s": 16.0, "speed/data_wait_pct": 25.0}
-    figures = {"train/top1": 0.25, "train/lr": 0.01, "train/grad_norm": 1.5, **speed}
+    times = {f"time/{phase}_s": seconds for phase, seconds in SPENT.items()}
+    figures = {"train/top1": 0.25, "train/lr": 0.01, "train/grad_norm": 1.5, **speed, **times}
     assert rows_of(run) == [
         {"step": 1, "kind": "train", "samples": 32, "epoch": 0.25, "train/loss": 0.5, **figures},
         {"step": 2, "kind": "train", "samples": 64, "epoch": 0.5, "train/loss": 1.0, **figures},
@@ -71,6 +80,29 @@ def test_track_every_thins_the_rows_and_keeps_the_last(tmp_path: Path) -> None:
     rows = [row for row in rows_of(run) if row["kind"] == "train"]
     assert [row["step"] for row in rows] == [2, 4, 5]
     assert {row["speed/samples_per_s"] for row in rows} == {16.0}
+    assert [row["time/backward_s"] for row in rows] == [1.5, 1.5, 0.75]
+
+
+def test_what_was_measured_of_a_step_without_a_row_stands_in_the_next_row(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    tracker = a_tracker(run, io.StringIO(), track__every="2 steps")
+    with closing(tracker):
+        for number in range(1, 5):
+            measures = {"speed/communication_pct": 10.0 * number} if number < 2 else {}
+            tracker.step(replace(a_step(number), measures=measures), peak_gib=None)
+    assert [row.get("speed/communication_pct") for row in rows_of(run)] == [10.0, None]
+
+
+def test_the_time_after_the_last_row_stands_in_the_attempts_folder(tmp_path: Path) -> None:
+    """Steps too, where track.every left them without a row."""
+    run = a_run(tmp_path)
+    (run.path / "attempts" / "1").mkdir(parents=True, exist_ok=True)
+    with closing(a_tracker(run, io.StringIO(), track__every="2 steps")) as tracker:
+        for number in range(1, 4):
+            tracker.step(a_step(number), peak_gib=None)
+        tracker.tail(1, {"bookkeeping": 0.5, "end": 0.25})
+    tail = json.loads((run.path / "attempts" / "1" / "tail.json").read_text())
+    assert tail == {f"time/{phase}_s": seconds for phase, seconds in {**SPENT, "bookkeeping": 1.5, "end": 0.25}.items()}
 
 
 def test_a_second_attempt_adds_its_rows(tmp_path: Path) -> None:

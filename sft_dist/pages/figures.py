@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 COLOURS = ("#1f77b4", "#d95f02", "#1b9e77", "#7570b3", "#e7298a", "#66a61e", "#b8860b", "#a6761d")
+SHADES = (*COLOURS, "#17becf", "#888888", "#bbbbbb")  # of the parts of one bar
 DASHES = {"solid": "none", "dashed": "6 3", "dotted": "2 2", "dashdot": "6 2 2 2"}  # so that colour alone tells nothing; in SVG's words
 MARKS, GLYPHS = "os^DvPX*", "●■▲◆▼✚✖★"  # likewise of points, and the same for words
 INK = "#123456"  # what matplotlib draws axes and words in, replaced by the reader's own colour
@@ -42,6 +43,10 @@ class Picture:
 
 def colour(group: int) -> str:
     return COLOURS[group % len(COLOURS)]
+
+
+def shade(part: int) -> str:
+    return SHADES[part % len(SHADES)]
 
 
 def dash(group: int) -> str:

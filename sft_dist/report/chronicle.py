@@ -1,4 +1,4 @@
-"""What happened to a run: its attempts and how each ended, and where the time went."""
+"""What happened to a run: its attempts, and how each ended."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -9,13 +9,9 @@ from typing import Any
 
 from sft_dist import attempts
 from sft_dist.attempts import Attempt
-from sft_dist.history.curves import series
 from sft_dist.history.reading import rows_of
 from sft_dist.history.records import Record, is_number
-from sft_dist.report.study import Study
 from sft_dist.rundir import RunDir
-
-SLOW_PCT = 20  # of the time in steps: waiting for data for longer than that is worth a word
 
 
 @dataclass(frozen=True)
@@ -32,25 +28,6 @@ class Chapter:
     saves: Sequence[float]
     end: str
     failed: bool
-
-
-@dataclass(frozen=True)
-class Times:
-    """Seconds. computing, waiting (for data): of the steps in the curve; lost: of steps that were made again. between: whatever lies
-    between the steps (start, evaluation, what a save holds up), known where all attempts were recorded."""
-
-    computing: float
-    waiting: float
-    lost: float
-    between: float | None
-
-    @property
-    def total(self) -> float:
-        return self.computing + self.waiting + self.lost + (self.between or 0.0)
-
-    @property
-    def slow_data(self) -> bool:
-        return 100 * self.waiting > SLOW_PCT * (self.computing + self.waiting)
 
 
 def chapters(record: Record) -> list[Chapter]:
@@ -78,22 +55,6 @@ def chapters(record: Record) -> list[Chapter]:
                 )
             )
     return found
-
-
-def times(study: Study) -> Times | None:
-    """Where the time went; None where no row has a speed."""
-    computing = waiting = before = 0.0
-    for point in series(study.curves.rows, "speed/data_wait_pct"):
-        if point.seconds is None:
-            return None
-        spent, before = point.seconds - before, point.seconds
-        waiting += spent * min(100.0, max(0.0, point.value)) / 100
-        computing += spent * (1 - min(100.0, max(0.0, point.value)) / 100)
-    if not before or study.cost.train_s is None:
-        return None
-    lost = max(0.0, study.cost.train_s - before)
-    wall = study.cost.wall_s
-    return Times(computing, waiting, lost, None if wall is None else max(0.0, wall - study.cost.train_s))
 
 
 def _end(attempt: Attempt, outcome: Mapping[str, Any], latest: bool) -> str:

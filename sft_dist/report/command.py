@@ -10,6 +10,7 @@ from sft_dist.history.records import printable
 from sft_dist.report import chronicle, exhibits
 from sft_dist.report import page as report
 from sft_dist.report.study import study
+from sft_dist.report.times import times
 
 NAME = "report.html"
 
@@ -35,7 +36,7 @@ def write(folder: Path, at: str = "best", out: Path | None = None) -> Path:
     shown = shown.model_copy(update={"told": (*shown.told, *problems)})
     found = pictures.of(record.config, report.shown_samples(looked)) | exhibits.uris(folder, exhibits.pictures(shown))
     target = out or folder / NAME
-    rundir.write_atomically(target, report.page(looked, chronicle.chapters(record), chronicle.times(looked), shown, found))
+    rundir.write_atomically(target, report.page(looked, chronicle.chapters(record), times(looked), shown, found))
     return target
 
 

@@ -39,7 +39,9 @@ def described(features: Features, labels: NDArray[np.int64]) -> Map:
 
 def principal(features: Features) -> tuple[Features, NDArray[np.float64]]:
     """The first two principal components of each row, and the share of the variance that each explains. Signs are chosen so that the
-    largest part of a direction is positive: the same features are the same picture."""
+    largest part of a direction is positive: the same features are the same picture. Raises ValueError for features that are not finite."""
+    if not np.isfinite(features).all():
+        raise ValueError("what the model computes is not finite")
     centred = features - features.mean(0)
     _, sizes, directions = np.linalg.svd(centred, full_matrices=False)
     directions = np.vstack([directions[:2], np.zeros((max(0, 2 - len(directions)), directions.shape[1]))])

@@ -73,13 +73,16 @@ def layer(model: nn.Module, name: str, image: Tensor) -> str | None:
 
 
 def maps(model: nn.Module, name: str, path: str, images: Tensor, classes: Sequence[int]) -> Tensor:
-    """For each image what speaks for a class: n x height x width, from 0 to 1; all zeros where nothing does. The model is in evaluation mode."""
+    """For each image what speaks for a class: n x height x width, from 0 to 1; all zeros where nothing does. The model is in evaluation mode.
+    Raises ValueError where it computes no finite numbers."""
     arrange = _look(name).arrange
     with _kept(model, path) as kept, torch.enable_grad():
         logits = model(images)
         [gradient] = torch.autograd.grad(logits[torch.arange(len(images)), list(classes)].sum(), kept[0])
     seen, wanted = arrange(kept[0].detach()), arrange(gradient)
     found = (seen * wanted.mean((2, 3), keepdim=True)).sum(1).relu()
+    if not found.isfinite().all():
+        raise ValueError("what the model computes is not finite")
     most = found.amax((1, 2), keepdim=True)
     return torch.where(most > 0, found / most.clamp(min=torch.finfo(found.dtype).tiny), found)
 

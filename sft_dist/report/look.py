@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from sft_dist import archive, checkpoint, datasets, models, parse, transforms
@@ -59,11 +60,20 @@ def look(folder: Path, at: str) -> list[str]:
         return list(made.told)
     scene, told = _scene(config, folder, found, splits, looked)
     made = _with(made, told=tuple(told))
-    for makes in (_balance, _augmented, _drift, _cams, _embedding):
-        shown = makes(scene)
-        made = _with(made, **{**shown, "told": (*made.told, *shown.get("told", ()))})
+    for title, makes in SECTIONS.items():
+        made = _shown(title, makes, scene, made)
         exhibits.write(folder, made)
     return [f"looked into {found.name}: {exhibits.FOLDER}/{exhibits.FILE} and {len(exhibits.pictures(made))} pictures", *made.told]
+
+
+def _shown(title: str, makes: Callable[[Scene], dict[str, Any]], scene: Scene, made: Exhibits) -> Exhibits:
+    """The exhibits with those of one more section; without them, and a word of why, where there are no numbers to show."""
+    try:
+        shown = makes(scene)
+        return _with(made, **{**shown, "told": (*made.told, *shown.get("told", ()))})
+    except (ArithmeticError, ValueError, RuntimeError) as error:
+        reason = "the weights are not finite" if isinstance(error, ValidationError) else next(iter(str(error).splitlines()), "")
+        return _with(made, told=(*made.told, f"no {title}: {reason}"))
 
 
 def _scene(config: Config, folder: Path, found: Path, splits: Splits, looked: Study) -> tuple[Scene, list[str]]:
@@ -219,3 +229,12 @@ def _save(folder: Path, name: str, picture: Any) -> str:
     with writing(path):
         picture.save(path, "JPEG", quality=88)
     return file
+
+
+SECTIONS: dict[str, Callable[[Scene], dict[str, Any]]] = {
+    "class balance": _balance,
+    "augmented samples": _augmented,
+    "change of the weights": _drift,
+    "Grad-CAM": _cams,
+    "embedding": _embedding,
+}

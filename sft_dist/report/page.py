@@ -10,9 +10,10 @@ from sft_dist.history.groups import shown
 from sft_dist.pages import figures, paper, words
 from sft_dist.pages.figures import Line, Picture
 from sft_dist.report import drawings, telling
-from sft_dist.report.chronicle import Chapter, Times
+from sft_dist.report.chronicle import Chapter
 from sft_dist.report.exhibits import Embedding, Exhibits
 from sft_dist.report.study import Study
+from sft_dist.report.times import Times
 
 POINTS = 400  # of one curve: more than a picture is wide
 FEW_CLASSES = 15  # whose confusion matrix is a table; of more it is a picture

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from sft_dist.history.curves import series
 from sft_dist.pages import words
 from sft_dist.report.calibration import Calibration
-from sft_dist.report.chronicle import Chapter, Times
+from sft_dist.report.chronicle import Chapter
 from sft_dist.report.study import Answer, Study, wilson
+from sft_dist.report.times import Times
 
 RISEN = 1.05  # times its lowest: a loss that is worth a word
 SURE = 0.02  # of difference between confidence and accuracy, likewise, where chance would not make it
@@ -59,8 +60,7 @@ def remarks(study: Study, times: Times | None, chapters: Sequence[Chapter]) -> I
     if study.calibration:
         yield sureness(study.calibration)
     if times and times.slow_data:
-        share = 100 * times.waiting / (times.computing + times.waiting)
-        yield f"{share:.0f} % of the time in steps was spent waiting for data: more data.workers, or smaller files, would make it faster."
+        yield f"{100 * times.waiting:.0f} % of the time in steps was spent waiting for data: more data.workers, or smaller files, would make it faster."
     if lost := sum(chapter.lost for chapter in chapters):
         yield f"{lost} steps were lost in interruptions and made again, in {len(chapters)} attempts."
 
@@ -72,6 +72,23 @@ def sureness(found: Calibration) -> str:
     if found.error < 2 * found.by_chance or abs(gap) < SURE:
         return f"{told}: about as sure as it is right, as far as so many samples can tell."
     return f"{told}: {'surer than it should be' if gap > 0 else 'less sure than it could be'}."
+
+
+def spent(times: Times) -> str:
+    """Where the time went, what took most of it first."""
+    most = sorted(times.parts.items(), key=lambda part: -part[1])
+    shares = [f"{100 * seconds / times.total:.0f} % {name}" for name, seconds in most if 200 * seconds >= times.total]
+    return f"Of {words.duration(times.total)}: {', '.join(shares)}."
+
+
+def communication(times: Times) -> str | None:
+    """What the ranks' messages cost; None where that was not measured."""
+    if times.communicating is None or times.exposed is None:
+        return None
+    return (
+        f"Messages among the ranks were under way for {times.communicating:.0f} % of a step, measured in a few early ones; for "
+        f"{times.exposed:.0f} % of it nothing was computed meanwhile. They lie within forward, backward, the optimizer and exchanging sums."
+    )
 
 
 def answer(one: Answer) -> str:
