@@ -22,7 +22,7 @@ Span = tuple[int, int]
 
 def measured(steps: Iterator[StepResult], engine: Engine, config: Config) -> Iterator[StepResult]:
     """Pass the steps on, some of them with what was measured. Rank 0 looks at its own; there is nothing to see where it is alone."""
-    wanted = STEPS if engine.world > 1 and engine.is_main and _on(config, engine.device.type) else range(0)
+    wanted = STEPS if config.track.communication and engine.world > 1 and engine.is_main else range(0)
     for number in itertools.count():
         if number not in wanted:
             step = next(steps, None)
@@ -67,7 +67,3 @@ def _covered(spans: Iterable[Span]) -> float:
         covered += max(0, end - max(start, until))
         until = max(until, end)
     return covered / 1e9
-
-
-def _on(config: Config, kind: str) -> bool:
-    return config.track.communication == "on" or (config.track.communication == "auto" and kind == "cpu")

@@ -187,8 +187,8 @@ class Track(Section):
     """Also write metrics.csv, for spreadsheets, at the end of each attempt: the rows of metrics.jsonl."""
     every: PositiveLength = "1 step"
     """How often a training row is written to metrics.jsonl."""
-    communication: Literal["auto", "on", "off"] = "auto"
-    """Measure what the ranks' messages take, in three early steps of each attempt on several ranks; `auto`: on CPUs only, because on GPUs torch's profiler loads CUPTI into the process, where it stays."""
+    communication: bool = False
+    """Measure what the ranks' messages take: torch's profiler looks at three early steps of each attempt on several ranks, which makes them about twice as long."""
 
 
 class Report(Section):

@@ -93,7 +93,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             batch__micro=4,
             eval__every="6 steps",
             shard__strategy=name if name in STRATEGIES else "ddp",
-            track__communication="off" if name == "off" else "auto",
+            track__communication=name != "off",
             model={"name": "mobilenet_v3_small", "weights": "none", "train": "all", "norm": "train"},
             data__per_class=10,
             save__every="6 steps",
