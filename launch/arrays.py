@@ -11,7 +11,7 @@ from launch import jobs, plans, results, slurm, snapshot, software, sweep, whose
 from launch.jobs import Job
 from launch.slurm import Submission, Wishes
 from launch.sweep import Sweep
-from launch.words import plain
+from launch.words import numbered, plain
 from sft_dist import parse, preflight, rundir
 from sft_dist.config import Config
 from sft_dist.errors import ConfigError
@@ -87,14 +87,19 @@ def submit(
     configs = code / snapshot.CONFIGS
     about: dict[str, Any] = {"cluster": jobs.cluster(env), "name": job.name, "submitted_ns": time.time_ns(), "submit_dir": str(Path.cwd())}
     about |= {"command": [*command], "argv": slurm.argv(job), "code": str(code), "world": job.world}
-    place = {"configs": str(configs.relative_to(made.folder))}
-    write_json(made.folder / results.RECORD, {"job": None, **about, **place})  # before there is a task that looks for it
+    whole = {**about, "configs": str(configs.relative_to(made.folder))}
+
+    def record(number: str | None) -> None:
+        write_json(made.folder / results.RECORD, {"job": number, **whole})
+        for task in made.unfinished:
+            name = f"{number}_{task.number}"
+            known = {"job": name, "log": str(made.folder / f"slurm-{name}.log")} if number else {"job": None}
+            typed = slurm.typed(configs / f"{task.number}.yaml", (), job.wishes)
+            write_json(task.run.path / "job.json", {**about, **known, "task": task.number, "command": typed})
+
+    record(None)  # before sbatch: a task may begin, or this end, at once
     number = jobs.submit(job, env)
-    write_json(made.folder / results.RECORD, {"job": number, **about, **place})
-    for task in made.unfinished:
-        own: dict[str, Any] = {"job": f"{number}_{task.number}", "log": str(made.folder / f"slurm-{number}_{task.number}.log")}
-        own |= {"command": slurm.typed(configs / f"{task.number}.yaml", (), job.wishes)}
-        write_json(task.run.path / "job.json", {**about, **own})
+    record(number)
     return number, notes
 
 
@@ -102,8 +107,11 @@ def find(told: str, env: Mapping[str, str]) -> Found | None:
     """The sweep that a folder, or the number of a whole array, names; None if it names something else."""
     if Path(told).is_dir():
         folder = Path(told).resolve()
-        number = read_json(folder / results.RECORD).get("job")
-        return Found(folder, str(number) if number else None) if results.is_sweep(folder) else None
+        if not results.is_sweep(folder):
+            return None
+        kept = read_json(folder / results.RECORD)
+        number = kept.get("job") or (whose.unnumbered(folder, kept, env) if "submitted_ns" in kept else None)
+        return Found(folder, str(number) if number else None)
     if not told.isdecimal():
         return None
     job = jobs.look(told, env)
@@ -145,17 +153,24 @@ def would_cancel(found: Found, save: bool, limit_s: float, env: Mapping[str, str
 
 
 def _no_second(made: Sweep, job: Submission, env: Mapping[str, str]) -> list[str]:
-    """Raises ConfigError for every run that a job makes already; returns what could not be found out."""
-    notes: list[str] = []
-    wrong: list[str] = []
+    """Raises ConfigError where a job makes any of the runs already; returns what could not be found out."""
+    unknown: dict[int, str] = {}
+    wrong: dict[int, str] = {}
     for task in made.unfinished:
         try:
-            notes += filter(None, [whose.refuse_a_second(task.run, job.wishes, env, other="`name:` in the sweep")])
+            if note := whose.refuse_a_second(task.run, job.wishes, env, other="`name:` in the sweep"):
+                unknown[task.number] = note
         except ConfigError as error:
-            wrong += error.problems
+            wrong[task.number] = str(error)
     if wrong:
-        raise ConfigError(wrong)
-    return notes
+        raise ConfigError(_once(wrong))
+    return _once(unknown)
+
+
+def _once(told: Mapping[int, str]) -> list[str]:
+    """What is told of many tasks in almost the same words: of the first, and how many more there are."""
+    first, others = list(told.values())[:1], list(told)[1:]
+    return [*first, *([f"the same of {numbered('task', others)}: {len(others)} more"] if others else [])]
 
 
 def _elsewhere(found: Found, env: Mapping[str, str]) -> str | None:

@@ -25,6 +25,11 @@ def findings(reports: Sequence[Report]) -> list[Finding]:
     return lost + [finding for check in TOGETHER for finding in check(here)] + alone
 
 
+def refused(problems: Sequence[str]) -> list[Finding]:
+    """Why the head could not even begin, so that there is no report of any node."""
+    return [Finding("start", 0, told) for told in problems]
+
+
 def faulty(reports: Sequence[Report], found: Sequence[Finding]) -> list[str]:
     """Hosts to leave out: where something is wrong that is not wrong everywhere, nor a matter of one node's word against the other's."""
     hosts = {report.node: report.host for report in reports}

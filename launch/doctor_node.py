@@ -33,6 +33,7 @@ Result = TypeVar("Result")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 where nothing is wrong on any node, else 78; the same on all nodes that answer to the end."""
     told = _arguments().parse_args(arguments)
+    number = int(os.environ.get("SLURM_NODEID", "0")) if told.node is None else told.node  # also where this is refused below
     try:
         nodes.refuse_inside_a_rank(os.environ)
         index = nodes.index_of(os.environ, told.nodes, told.node)
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SftError as error:
         lines = ["sft-launch doctor: this node cannot be examined", *(f"  - {problem}" for problem in error.problems)]
         print("\n".join(lines), file=sys.stderr, flush=True)
+        if told.json and number == 0:
+            print(json.dumps(doctor.to_json([], doctor.refused(error.problems)), indent=1), flush=True)
         return 2 if isinstance(error, ConfigError) else MachineError.exit_code
     except KeyboardInterrupt:
         return 130

@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
@@ -114,14 +115,14 @@ def reach(place: Place, deadline: float, say: Say, asked: Callable[[], object] =
     def knock() -> TCPStore | str:
         try:
             socket.create_connection((place.head, place.port), timeout=5).close()
-            return _client(place)
+            return _client(place, asked)
         except (OSError, DistError) as error:
             return unreached(place, error)
 
     return _patiently(deadline, knock, say, asked)
 
 
-def _client(place: Place) -> TCPStore:
+def _client(place: Place, asked: Callable[[], object]) -> TCPStore:
     """Raises TimeoutError where somebody listens who does not answer: torch 2.14's TCPStore would wait for ever, whatever its time-out."""
     came: SimpleQueue[TCPStore | DistError] = SimpleQueue()
 
@@ -132,10 +133,12 @@ def _client(place: Place) -> TCPStore:
             came.put(error)
 
     threading.Thread(target=ask, daemon=True).start()  # one that waits for ever must not keep the process from its end
-    try:
-        found = came.get(timeout=2 * ANSWER_S)
-    except Empty:
-        raise TimeoutError("somebody listens there, but does not answer as a head does") from None
+    found, deadline = None, time.monotonic() + 2 * ANSWER_S
+    while found is None and time.monotonic() < deadline and not asked():
+        with suppress(Empty):
+            found = came.get(timeout=0.2)
+    if found is None:
+        raise TimeoutError("somebody listens there, but does not answer as a head does")
     if isinstance(found, DistError):
         raise found
     found.set_timeout(STORE_LIMIT)

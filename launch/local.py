@@ -96,6 +96,6 @@ def _become_agent(command: list[str], env: Mapping[str, str]) -> int:
     os.environ.update(env)
     if not sys.flags.safe_path:
         sys.path[0] = str(REPOSITORY)  # the folder that this was started in must not hide a library
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # None where the shell has closed it: >&-
+        stream.reconfigure(line_buffering=True)
     return node_agent.become(command[command.index("launch.node_agent") + 1 :])

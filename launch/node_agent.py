@@ -14,6 +14,7 @@ def become(arguments: Sequence[str]) -> int:
 
     from launch import agent
 
+    gc.freeze()  # nor is it looked for at the end, which comes half a second earlier
     gc.enable()
     return agent.main(arguments)
 

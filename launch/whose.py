@@ -47,7 +47,7 @@ def of_run(run: RunDir, env: Mapping[str, str]) -> Found:
     number = last_job(run)
     kept = read_json(run.path / "job.json")
     if number is None and "submitted_ns" in kept:
-        number = _unnumbered(run, env)
+        number = unnumbered(run.path, kept, env)
     if number is None:
         return Found(run)
     told = _recorded(run, number)
@@ -58,6 +58,18 @@ def of_run(run: RunDir, env: Mapping[str, str]) -> Found:
     job = jobs.look(number, env)
     other = stranger(job, run) if job else None
     return Found(run, number, None if other else job, other)
+
+
+def unnumbered(folder: Path, kept: Mapping[str, Any], env: Mapping[str, str]) -> str | None:
+    """The job of a submission that was cut off before its number was written down: the one in the queue that makes the run, or the
+    sweep, of a folder. kept: what was written down; with a `task`, the run is that one of an array."""
+    answer = jobs.ask(["squeue", "--me", "--noheader", "--format=%F", f"--name={kept.get('name')}"], env)
+    if answer.code:
+        raise MachineError(f"squeue does not answer: {answer.err.strip()}")
+    task = f"_{kept['task']}" if "task" in kept else ""
+    numbers = sorted({int(number) for number in answer.out.split() if number.isdecimal()}, reverse=True)
+    waiting = [job for number in numbers if (job := jobs.look(f"{number}{task}", env))]
+    return next((job.number for job in waiting if job.run and os.path.realpath(job.run) == os.path.realpath(folder)), None)
 
 
 def stranger(job: Job, run: RunDir) -> str | None:
@@ -142,14 +154,3 @@ def _same(job: Job, run: RunDir, told: Mapping[str, Any]) -> bool:
     arguments = job.command.partition("/finetune.sh ")[2]
     named = told.get("name") in (None, job.name)
     return named and (not arguments or told.get("arguments") in (None, arguments))
-
-
-def _unnumbered(run: RunDir, env: Mapping[str, str]) -> str | None:
-    """The job of a submission that was cut off before its number was written down: the one in the queue that makes this run."""
-    name = read_json(run.path / "job.json").get("name")
-    answer = jobs.ask(["squeue", "--me", "--noheader", "--format=%A", f"--name={name}"], env)
-    if answer.code:
-        raise MachineError(f"squeue does not answer: {answer.err.strip()}")
-    numbers = sorted({int(number) for number in answer.out.split() if number.isdecimal()}, reverse=True)
-    waiting = [job for number in numbers if (job := jobs.look(str(number), env))]
-    return next((job.number for job in waiting if job.run and _same(job, run, {})), None)

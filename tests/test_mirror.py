@@ -271,7 +271,9 @@ def test_only_one_process_sends_a_run_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.dist
-def test_online_each_step_arrives_once_also_after_a_resume_from_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_online_each_step_arrives_once_also_after_a_resume_from_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saw: Callable[[str], None]
+) -> None:
     with serve() as server:
         enter(monkeypatch, server)
         monkeypatch.setattr(
@@ -285,6 +287,7 @@ def test_online_each_step_arrives_once_also_after_a_resume_from_before(tmp_path:
         said += mirrored(run, config, [a_row(3), a_row(4), a_row(5)], finished=5)[0]
     assert said == [f"W&B: http://127.0.0.1:{server.port}/tester/pets/runs/{number}"] * 2
     assert server.steps(number) == [1, 2, 3, 4, 5]
+    saw("W&B had steps 1 to 3, the run went on from 2 to 5: one run with steps 1 to 5")
     assert server.history[number][-1]["train/loss"] == 0.2 and server.history[number][-1]["val/top1"] == 0.75
     summary = server.summary[number]
     assert (summary["val/top1"], summary["best/val/top1"], summary["best/step"]) == (0.75, 0.875, 2)
@@ -323,7 +326,9 @@ def test_what_a_scheduler_sends_to_the_whole_tree_and_an_error_do_not_keep_a_ste
 
 @pytest.mark.dist
 @pytest.mark.parametrize("failure", ["no key", "nobody", "refuses", "500", "nonsense", "hangs", "hangs later"])
-def test_a_server_that_fails_costs_a_warning_and_a_bounded_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: str) -> None:
+def test_a_server_that_fails_costs_a_warning_and_a_bounded_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saw: Callable[[str], None], failure: str
+) -> None:
     rows = [a_row(step) for step in range(1, 6)]
     run, config = a_run(tmp_path, limit_s=8)
     with serve(failure) as server:
@@ -334,6 +339,7 @@ def test_a_server_that_fails_costs_a_warning_and_a_bounded_end(tmp_path: Path, m
         said, trained_s, ended_s = mirrored(run, config, rows, finished=5)
     warnings = [line for line in said if not line.startswith("W&B: http")]
     assert len(warnings) == 1 and "sft-dist sync" in warnings[0], said
+    saw(f"{failure}: {warnings[0]}")
     assert trained_s < 2 and ended_s < 11
     assert failure not in ("no key", "refuses", "nonsense") or list(offline_steps(run).values()) == [[1, 2, 3, 4, 5]]
     assert no_process_is_left(run)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def environment(server: Server) -> dict[str, str]:
     return {**kept, **server.environment(), "OMP_NUM_THREADS": "1"}
 
 
-def test_a_server_that_hangs_changes_no_number_of_a_run_on_two_ranks(config: Path, tmp_path: Path) -> None:
+def test_a_server_that_hangs_changes_no_number_of_a_run_on_two_ranks(config: Path, tmp_path: Path, saw: Callable[[str], None]) -> None:
     kinds = ("disabled", "online")
     jobs = [Job(str(config), (f"run.name={kind}", f"track.wandb={kind}", "train.duration=6 steps")) for kind in kinds]
     with serve("hangs") as server:
@@ -51,11 +52,12 @@ def test_a_server_that_hangs_changes_no_number_of_a_run_on_two_ranks(config: Pat
     assert codes == [0, 0], said
     plain, tracked = (tmp_path / "runs" / kind for kind in kinds)
     assert largest_difference(rows(plain), rows(tracked)) == 0.0
+    saw("beside a server that hangs: the curve of the run that is not tracked, to the last bit")
     assert said.count("sft-dist sync") == 1, said
     assert "/graphql" in server.requests
 
 
-def test_one_curve_goes_through_a_signal_a_death_and_two_resumes(config: Path, tmp_path: Path) -> None:
+def test_one_curve_goes_through_a_signal_a_death_and_two_resumes(config: Path, tmp_path: Path, saw: Callable[[str], None]) -> None:
     run = tmp_path / "runs" / "small"
     command = [sys.executable, "-m", "sft_dist", "train", str(config), "track.wandb=online"]
 
@@ -75,6 +77,7 @@ def test_one_curve_goes_through_a_signal_a_death_and_two_resumes(config: Path, t
     assert "resumed at step" in said and "done" in said
     [number_in_wandb] = server.runs
     assert server.steps(number_in_wandb) == list(range(1, STEPS + 1)), said
+    saw(f"USR1, SIGKILL, and the end: one run in W&B, with each of {STEPS} steps once")
     truth = {step: row for (step, kind), row in rows(run).items() if kind == "eval"}
     sent = {row["step"]: row for row in server.history[number_in_wandb]}
     assert {step: sent[step]["val/loss"] for step in truth} == {step: row["val/loss"] for step, row in truth.items()}

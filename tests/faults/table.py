@@ -23,7 +23,7 @@ HEAD = """\
 <!-- Written by tests/faults/table.py from a real run. Do not edit; run it again. -->
 
 Each row is a fault that was put into a real run of two gloo processes (one, where the row is about files or refusals; two agents or two nodes
-of a private Slurm, where it is about the launcher), what was seen, and
+of a private Slurm, where it is about the launcher; a server on this machine that fails, where it is about W&B), what was seen, and
 whether it was what the row asks. After a fault the same command is given again, and the run is held against one that was never disturbed: the
 whole curve within 1e-9 in double precision, the same best and last scores, every bit of the last model and optimizer tensors on the same
 layout, no process left over, no half-written folder left. That this oracle sees what it should is a row of its own: ten restores that are
@@ -35,18 +35,23 @@ small run two hundred times.
 
 @dataclass(frozen=True)
 class Row:
-    """One fault. tests: functions of the files beside this one, of tests/launch and tests/slurm, as `file.py::function`; none where the row belongs elsewhere."""
+    """One fault. tests: functions of the files beside this one, or of those that ELSEWHERE names, as `file.py::function`."""
 
     number: int
     fault: str
     done: str
     must: str
-    tests: tuple[str, ...] = ()
+    tests: tuple[str, ...]
 
 
-AGENTS, SLURM = "test_agents.py::test_", "test_finetune.py::test_"
+ELSEWHERE = (
+    *("launch/test_agents.py", "slurm/test_finetune.py", "slurm/test_gang_on_slurm.py"),
+    *("test_mirror.py", "test_mirror_run.py"),
+)
+"""Below tests/."""
+AGENTS, SLURM, NODES = "test_agents.py::test_", "test_finetune.py::test_", "test_gang_on_slurm.py::test_"
+MIRROR, MIRRORED_RUN = "test_mirror.py::test_", "test_mirror_run.py::test_"
 KILLS, SAVES, DAMAGE, STEPS = "test_kills.py::test_", "test_saves.py::test_", "test_damage.py::test_", "test_steps.py::test_"
-LATER = "belongs to tracking, which is not built yet"
 ORACLE = 0
 
 ROWS = (
@@ -102,8 +107,8 @@ ROWS = (
     Row(
         7,
         "USR1 before the time limit under Slurm",
-        "USR1 to the batch script of a job of two nodes, on a real Slurm",
-        "saved and queued again once; the curve of one process",
+        "USR1 to the batch script of a job of two nodes, on a real Slurm; the run is mirrored to a W&B server",
+        "saved and queued again once; the curve of one process; one run in W&B, with each step once",
         (SLURM + "a_warning_before_the_time_limit_saves_queues_again_and_goes_on",),
     ),
     Row(
@@ -116,9 +121,14 @@ ROWS = (
     Row(
         9,
         "a save longer than the shutdown time-out",
-        "an attempt that recorded a save of 41 s, under a Slurm whose KillWait is 30 s (no resume to check; under torchrun: tests/test_notice.py)",
-        "warned of at the next start, with both figures and what helps",
-        (SLURM + "a_warning_before_the_time_limit_saves_queues_again_and_goes_on",),
+        "an attempt that recorded a save of 41 s, under a Slurm whose KillWait is 30 s; one that measured saves on a slow disk, under a torchrun that "
+        "waits for 3 s, and under two agents",
+        "warned of at the next start, with both figures and what helps; the agents wait for it",
+        (
+            SLURM + "a_warning_before_the_time_limit_saves_queues_again_and_goes_on",
+            AGENTS + "a_save_longer_than_its_patience_is_warned_of_under_torchrun_and_agents_have_more",
+            AGENTS + "nobody_is_killed_in_a_slow_save",
+        ),
     ),
     Row(
         10,
@@ -227,9 +237,12 @@ ROWS = (
     Row(
         24,
         "one rank hangs",
-        "SIGSTOP to rank 1, on the second of two agents",
+        "SIGSTOP to rank 1, on the second of two agents, and on the second node of a real Slurm",
         "the watchdog ends the run with 75; the stopped rank is named, and where the other waits, with its stack",
-        (AGENTS + "a_rank_that_stands_still_is_named_with_the_stack_of_the_one_that_waits",),
+        (
+            AGENTS + "a_rank_that_stands_still_is_named_with_the_stack_of_the_one_that_waits",
+            NODES + "a_rank_that_stands_still_is_named_with_the_stack_of_the_one_on_the_other_node",
+        ),
     ),
     Row(
         25,
@@ -240,10 +253,15 @@ ROWS = (
     ),
     Row(
         26,
-        "port taken, head node unreachable, a node that does not come",
-        "each, with agents as they run on the nodes (another world than the launcher's: tests/test_doors.py)",
-        "host and port are named within seconds; 78 where the port is taken, else 75 (no run to resume)",
-        (AGENTS + "a_port_that_is_taken_and_a_head_that_is_not_there_are_named",),
+        "port taken, head node unreachable, a node that does not come, another world than the expected one",
+        "each, with agents as they run on the nodes; all but the third with jobs of two nodes on a real Slurm as well",
+        "host and port are named within seconds; 78 for port and world, else 75 (no run to resume)",
+        (
+            AGENTS + "a_port_that_is_taken_and_a_head_that_is_not_there_are_named",
+            NODES + "a_port_that_is_taken_is_named_by_the_head",
+            NODES + "a_head_that_cannot_be_reached_is_named_by_the_others",
+            NODES + "another_world_than_the_expected_one_is_refused",
+        ),
     ),
     Row(
         27,
@@ -262,8 +280,26 @@ ROWS = (
         "locked out, with the holder's process and host; nothing breaks",
         (DAMAGE + "two_starts_on_one_folder_lock_the_second_out_by_name", DAMAGE + "a_clock_that_goes_backwards_breaks_nothing"),
     ),
-    Row(29, "W&B down, bad key, hanging, 500s", "", LATER),
-    Row(30, "resume after W&B logged past the checkpoint", "", LATER),
+    Row(
+        29,
+        "W&B down, bad key, hanging, 500s",
+        "no key, nobody there, a server that refuses, fails, talks nonsense, hangs at once or later; a whole run of two ranks beside one that hangs",
+        "one warning, with what sends the rest; the end waits no longer than `track.limit_s`; the numbers of the run are unchanged",
+        (
+            MIRROR + "a_server_that_fails_costs_a_warning_and_a_bounded_end",
+            MIRRORED_RUN + "a_server_that_hangs_changes_no_number_of_a_run_on_two_ranks",
+        ),
+    ),
+    Row(
+        30,
+        "resume after W&B logged past the checkpoint",
+        "rows that W&B has already, again from an earlier checkpoint; a whole run through USR1 and SIGKILL",
+        "the same run in W&B, with each step once",
+        (
+            MIRROR + "online_each_step_arrives_once_also_after_a_resume_from_before",
+            MIRRORED_RUN + "one_curve_goes_through_a_signal_a_death_and_two_resumes",
+        ),
+    ),
     Row(
         31,
         "/dev/shm full",
@@ -351,7 +387,7 @@ def _cells(row: Row, found: Found) -> tuple[str, ...]:
 def _result(outcomes: list[str]) -> str:
     """The worst of what the row's tests came to."""
     worst: Mapping[str, str] = {"failed": "**failed**", "missing": "**not run**", "xfailed": "known gap", "skipped": "skipped"}
-    return next((told for outcome, told in worst.items() if outcome in outcomes), "passed" if outcomes else "elsewhere")
+    return next((told for outcome, told in worst.items() if outcome in outcomes), "passed")
 
 
 def _short(text: str, characters: int) -> str:
@@ -370,9 +406,11 @@ def main() -> int:
     import pytest
 
     found, began = Found(), time.monotonic()
-    elsewhere = {test for row in ROWS for test in row.tests if not (HERE / test.partition("::")[0]).exists()}
-    launcher = [str(path.parent / test) for test in sorted(elsewhere) for path in (HERE.parent).glob(f"*/{test.partition('::')[0]}")]
-    code = pytest.main([str(HERE), *launcher, "-m", "(dist or slurm) and not bench", "-q"], plugins=[found])
+    named = sorted({test for row in ROWS for test in row.tests})
+    elsewhere = [
+        str((HERE.parent / file).with_name(test)) for file in ELSEWHERE for test in named if test.startswith(f"{Path(file).name}::")
+    ]
+    code = pytest.main([str(HERE), *elsewhere, "-m", "(dist or slurm) and not bench", "-q"], plugins=[found])
     PAGE.write_text(page(found, time.monotonic() - began))
     return int(code)
 

@@ -35,6 +35,7 @@ CONFIG = {
 LONG = ("train.duration=4000 steps", "eval.every=4000 steps", "save.every=4000 steps")
 TWO = ("launch", "run", "--nodes", "2", "--simulate", "--procs", "1")
 ONE = ("launch", "run", "--procs", "2")
+IMPATIENT = {"PET_SHUTDOWN_TIMEOUT": "3"}  # torchrun's own, in seconds
 HOSTILE = "a 'b' \"c\" $(touch owned) `touch owned` ${local_rank} $$ $HOME; touch owned"
 
 
@@ -104,14 +105,15 @@ class Paused:
 
 @pytest.fixture(scope="module")
 def paused(folder: Path) -> Paused:
-    first = begin(folder, "paused", PYTHONPATH=f"{REPOSITORY}:{slow_disk(folder / 'slow')}")
+    first = begin(folder, "paused", PYTHONPATH=f"{REPOSITORY}:{slow_disk(folder / 'slow')}", **IMPATIENT)
     first.until(lambda: any(beat["phase"] == "save" for beat in first.ranks(1).values()), "the save of step 4")
     listened = listening(first.pids)
     os.kill(first.agent(1), signal.SIGUSR1)
     alone = start(folder, folder / "runs" / "alone", ["sft_dist", "train", "config.yaml", "run.name=alone"])  # the slow save leaves time
     stopped = ended(first)
+    shutil.copytree(folder / "runs" / "paused", folder / "kept" / "paused")
     assert alone.end() == 0, alone.screen
-    return Paused(stopped, ended(begin(folder, "paused")), listened)
+    return Paused(stopped, ended(begin(folder, "paused", **IMPATIENT)), listened)
 
 
 def test_a_request_to_one_node_alone_saves_the_same_step_on_all(paused: Paused) -> None:
@@ -124,13 +126,34 @@ def test_a_request_to_one_node_alone_saves_the_same_step_on_all(paused: Paused) 
     assert [(end["code"], end["asked"], end["step"]) for end in ends] == [(0, None, 5), (0, "SIGUSR1", 5)]
 
 
-def test_nobody_is_killed_in_a_slow_save(paused: Paused) -> None:
+def test_nobody_is_killed_in_a_slow_save(paused: Paused, saw: Callable[[str], None]) -> None:
     told = [path.name for path in paused.first.attempt.glob("node-*/rank-*") if path.suffix in (".json", ".err", ".stack")]
     assert told == []
     took = [json.loads(line) for line in (paused.first.attempt / "saves.jsonl").read_text().splitlines()]
     assert [save["step"] for save in took] == [4, 5]
     assert all(save["seconds"] > 4 for save in took), "two files of two seconds each"
+    saw(f"under agents: saves of {' and '.join(format(save['seconds'], '.0f') for save in took)} s were waited for")
     assert not list(paused.first.attempt.parents[1].glob("checkpoints/.*"))
+
+
+def test_a_save_longer_than_its_patience_is_warned_of_under_torchrun_and_agents_have_more(
+    paused: Paused, folder: Path, saw: Callable[[str], None]
+) -> None:
+    """The run that saved slowly goes on, from a copy of its folder, under a torchrun that kills three seconds after a TERM."""
+    torchrun = ["torch.distributed.run", "--nproc-per-node", "1", "--master-port", str(free_port())]
+    command = [*torchrun, str(REPOSITORY / "sft_dist" / "train.py"), "config.yaml", "run.name=paused", "run.dir=kept"]
+    run = folder / "kept" / "paused"
+    found = ended(start(folder, run, command, IMPATIENT))
+    assert found.code == 0, found.screen
+    longest_s = max(json.loads(line)["seconds"] for line in (run / "attempts" / "1" / "saves.jsonl").read_text().splitlines())
+    warning = found.line("warning  a save of this run took ")
+    saw(f"under torchrun: {warning}")
+    assert warning == (
+        f"warning  a save of this run took {longest_s:.0f} s, but torchrun kills its workers 3 s after a TERM, in the midst of it; "
+        f"export PET_SHUTDOWN_TIMEOUT={4 * round(longest_s) + 30}, or start by sft-launch run, which waits for the save"
+    )
+    assert "resumed at step 5" in found.screen
+    assert "a save of this run took" not in paused.second.screen
 
 
 def test_the_same_command_goes_on_and_its_curve_is_that_of_one_process(paused: Paused, folder: Path) -> None:

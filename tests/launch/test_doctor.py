@@ -390,14 +390,17 @@ def test_a_port_that_somebody_has_and_an_address_that_is_not_the_heads_are_named
         somebody.bind(("127.0.0.1", 0))
         somebody.listen()
         heads = [("127.0.0.1", str(somebody.getsockname()[1])), ("192.0.2.1", "23456")]
-        command = [sys.executable, "-P", "-m", "launch.doctor_node", "--folder", str(tmp_path)]
+        command = [sys.executable, "-P", "-m", "launch.doctor_node", "--folder", str(tmp_path), "--json"]
         env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-        started = [
-            subprocess.Popen([*command, "--head", head, "--port", port], env=env, stderr=subprocess.PIPE, text=True) for head, port in heads
-        ]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started = [subprocess.Popen([*command, "--head", head, "--port", port], env=env, **pipes) for head, port in heads]
         for (head, port), refused in zip(heads, started, strict=True):
-            _, errors = refused.communicate(timeout=100)
+            out, errors = refused.communicate(timeout=100)
             assert (refused.returncode, f"cannot listen on {head}:{port}" in errors) == (78, True), errors
+            seen = json.loads(out)
+            [finding] = seen["findings"]
+            assert (seen["ok"], seen["exclude"], seen["nodes"], finding["check"], finding["node"]) == (False, [], [], "start", 0)
+            assert finding["told"].startswith(f"cannot listen on {head}:{port} (")
 
 
 def test_a_node_that_ends_at_once_lets_the_head_wait_for_it_under_srun_and_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,15 @@ def test_a_port_that_takes_connections_and_never_answers_is_named_and_not_waited
     assert lasted_s < 10
 
 
+def test_who_waits_for_an_answer_leaves_as_soon_as_it_is_asked_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As srun asks the other nodes to when the head has found its port taken."""
+    monkeypatch.setattr(gang, "ANSWER_S", 60)
+    begun = time.monotonic()
+    with listener(b"") as place, pytest.raises(InfrastructureError, match="asked to stop before all nodes had come: node 1 "):
+        gang.reach(place, begun + 100, lambda _: None, asked=lambda: time.monotonic() > begun + 0.5)
+    assert time.monotonic() - begun < 20
+
+
 def test_a_port_where_something_else_answers_is_named() -> None:
     said: list[str] = []
     with listener(b"HTTP/1.1 400 Bad Request\r\n\r\n") as place:

@@ -1,6 +1,7 @@
 """What a start on this machine refuses, and what it writes down before anything runs."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -123,3 +124,15 @@ def test_a_finished_run_is_not_started_again(file: Path, capsys: pytest.CaptureF
     assert ended.value.code == 0
     assert capsys.readouterr().out.startswith("this run is finished; a longer train.duration goes on from its end\n")
     assert list((run.path / "attempts").iterdir()) == []
+
+
+@pytest.mark.dist
+def test_a_run_whose_output_was_closed_comes_to_its_end(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[2]
+    run = [sys.executable, "-m", "launch", "run", str(root / "configs" / "quickstart.yaml"), "--procs", "1", "device=cpu"]
+    short = ["train.duration=1 step", "schedule.warmup=0 steps", "eval.micro=360"]
+    env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", *run, *short]
+    done = subprocess.run(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "runs" / "quickstart" / "outcome.json").read_text())["reason"] == "all 1 steps are made"

@@ -74,7 +74,7 @@ class Cluster:
         self.folder = Path(tempfile.mkdtemp(prefix="sft-", dir="/tmp"))  # a socket's path has at most 108 bytes
         self.logs = logs
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
-        own = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", "SRUN"))}
+        own = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", "SRUN", "WANDB_"))}
         self.env = {**own, **env, "SLURM_CONF": str(self.folder / "slurm.conf")}
 
     def __enter__(self) -> "Cluster":
@@ -84,11 +84,11 @@ class Cluster:
                 f"--{name}={self.folder}/munge.{name.removesuffix('-file')}" for name in ("key-file", "pid-file", "seed-file", "socket")
             ]
             self._start("munged", "munged", "--foreground", "--force", *files)
-            _until(lambda: (self.folder / "munge.socket").exists(), 30, "munged has no socket")
+            until(lambda: (self.folder / "munge.socket").exists(), 30, "munged has no socket")
             self._start("slurmctld", "slurmctld", "-D")
             for node in NODES:
                 self.start_node(node)
-            _until(self._is_up, 30, f"no two idle nodes; see {self.logs}")
+            until(self._is_up, 30, f"no two idle nodes; see {self.logs}")
         except BaseException:
             self.down()
             raise
@@ -122,11 +122,22 @@ class Cluster:
         tasks = self._kill(f"SLURMD_NODENAME={node}", f"SLURM_JOB_ID={job}")
         assert tasks, f"job {job} has nothing on {node}"
 
-    def sbatch(self, folder: Path, *arguments: str) -> str:
-        """Submit from a folder; the job's number."""
-        done = subprocess.run(["sbatch", "--parsable", *arguments], cwd=folder, env=self.env, capture_output=True, text=True, timeout=60)
+    def signal_rank(self, job: str, rank: int, number: signal.Signals) -> None:
+        """A signal to one rank of a job alone: not to its agent, nor to what it has started itself."""
+        found = self._processes(f"SLURM_JOB_ID={job}", f"RANK={rank}")
+        assert found, f"job {job} has no rank {rank}"
+        os.kill(min(found), number)
+
+    def sbatch(self, folder: Path, *arguments: str, **env: str) -> str:
+        """Submit from a folder; the job's number. env: what this job finds in its environment besides."""
+        command = ["sbatch", "--parsable", *arguments]
+        done = subprocess.run(command, cwd=folder, env={**self.env, **env}, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
+
+    def release(self, job: str) -> None:
+        """Let a job begin that was submitted with --hold."""
+        self._ask("scontrol", "release", job)
 
     def scancel(self, *arguments: str) -> None:
         self._ask("scancel", *arguments)
@@ -150,12 +161,12 @@ class Cluster:
 
     def wait_for_restart(self, job: str, limit_s: float = 120) -> None:
         """Until Slurm has put the job back into its queue: once is meant."""
-        _until(lambda: self.state(job)["Restarts"] == "1", limit_s, f"job {job} was not requeued\n{self.log(job)[-6000:]}")
+        until(lambda: self.state(job)["Restarts"] == "1", limit_s, f"job {job} was not requeued\n{self.log(job)[-6000:]}")
 
     def assert_nothing_is_left(self, job: str) -> None:
         """No process that the job started, on any node, outlives it by more than a few seconds."""
         number = self.state(job)["JobId"]
-        _until(lambda: not self._processes(f"SLURM_JOB_ID={number}"), 5, f"processes of job {job} outlive it")
+        until(lambda: not self._processes(f"SLURM_JOB_ID={number}"), 5, f"processes of job {job} outlive it")
 
     def _processes(self, *variables: str) -> list[int]:
         return processes(f"SLURM_CONF={self.env['SLURM_CONF']}", *variables)
@@ -207,7 +218,7 @@ def processes(*variables: str) -> list[int]:
     return found
 
 
-def _until(true: Callable[[], bool], limit_s: float, otherwise: str) -> None:
+def until(true: Callable[[], object], limit_s: float, otherwise: str) -> None:
     end = time.monotonic() + limit_s
     while not true():
         assert time.monotonic() < end, f"{otherwise} (after {limit_s} s)"

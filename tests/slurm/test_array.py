@@ -1,6 +1,8 @@
 """`sft-launch slurm array` and slurm/array.sh on a real Slurm of two nodes: a run a task, queued again alone, one table at the end."""
 
 import json
+import shutil
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +17,10 @@ pytestmark = pytest.mark.slurm
 EXACT = 1e-9
 RATES = [0.03, 0.0001, 0.01]  # the last is the reference's
 HOSTILE = "a b, 'c' $(touch pwned) 100%j"
+DEADLY = """#!/bin/sh
+{sbatch} "$@" || exit
+case "$*" in *--test-only*) ;; *) kill -KILL $PPID ;; esac
+"""
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +32,9 @@ def place(tmp_path_factory):
 def launch(cluster, place):
     """Runs sft-launch slurm as a user would, from a folder of their own."""
 
-    def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
+    def launch(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-P", "-m", "launch", "slurm", *arguments]
-        return subprocess.run(command, cwd=place, env=cluster.env, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, cwd=place, env={**cluster.env, **env}, capture_output=True, text=True, timeout=120)
 
     return launch
 
@@ -66,8 +72,9 @@ def array(cluster, by_hand, place, launch):
     assert done.stdout.splitlines()[0] == "# task 0  rates-0  optim.lr=0.03"
     assert f"job {job}, tasks 0-2: 1 rank(s) on 1 node(s) each" in done.stdout
     again = launch("array", "rates.yaml")
-    assert (again.returncode, again.stderr.count("has a job already")) == (2, 3)
-    assert again.stderr.count("use another `name:` in the sweep, or let the new one follow it") == 3
+    assert (again.returncode, again.stderr.count("has a job already")) == (2, 1)
+    assert again.stderr.count("use another `name:` in the sweep, or let the new one follow it") == 1
+    assert again.stderr.endswith("  - the same of tasks 1, 2: 2 more\n")
     for path in (place / "base.yaml", place / "rates.yaml"):
         path.write_text("this is no config and no sweep\n")
 
@@ -147,3 +154,20 @@ def test_a_sweep_that_waits_is_cancelled_run_by_run_or_whole(cluster, home, plac
     assert launch("cancel", "--save", str(sweep)).stdout.count("nothing to save; cancelled") == 2
     assert "no task of it waits or runs" in launch("cancel", job).stdout
     assert launch("status", str(sweep)).stdout.count("its job is gone; it had not begun") == 3
+
+
+def test_an_array_whose_submitter_was_killed_before_it_could_note_the_number_is_found_again(cluster, home, place, launch):
+    deadly = place / "deadly" / "sbatch"
+    deadly.parent.mkdir()
+    deadly.write_text(DEADLY.format(sbatch=shutil.which("sbatch")))
+    deadly.chmod(0o755)
+    (place / "cut.yaml").write_text(yaml.safe_dump({"config": home.config, "grid": {"train.seed": [1, 2]}}))
+    command, sweep = ("array", "cut.yaml", f"run.dir={place}/cut"), place / "cut" / "cut"
+    assert launch(*command, "--sbatch=--hold", PATH=f"{deadly.parent}:{cluster.env['PATH']}").returncode == -signal.SIGKILL
+    assert [json.loads((sweep / name).read_text())["job"] for name in ("sweep.json", "cut-1/job.json")] == [None, None]
+    again = launch(*command)
+    assert (again.returncode, f"{sweep}/cut-0 has a job already: " in again.stderr) == (2, True)
+    assert again.stderr.endswith("  - the same of task 1: 1 more\n")
+    assert launch("status", str(sweep)).stdout.count("waits in the queue") == 2
+    assert "_1 is cancelled" in launch("cancel", str(sweep / "cut-1")).stdout
+    assert "is cancelled, with 1 task(s)" in launch("cancel", str(sweep)).stdout

@@ -1,12 +1,15 @@
 """slurm/finetune.sh keeps what slurm/README.md promises, on a real Slurm of two nodes with one process each."""
 
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cluster import until
 from home import REPOSITORY
 from ranks import rows, wait_for_step
+from wandb_server import serve
 
 pytestmark = pytest.mark.slurm
 
@@ -20,9 +23,9 @@ def submit(cluster, home):
     """Submits the run of a name as a job of two nodes, the way the README says; whatever became of it is cancelled after the test."""
     jobs = []
 
-    def submit(name: str, *overrides: str, partition: str = "main") -> str:
+    def submit(name: str, *overrides: str, partition: str = "main", **env: str) -> str:
         flags = ("--nodes=2", "--cpus-per-task=2", f"--partition={partition}", f"--output={home.path}/{name}.log")
-        jobs.append(cluster.sbatch(REPOSITORY, *flags, SCRIPT, home.config, f"run.name={name}", *overrides))
+        jobs.append(cluster.sbatch(REPOSITORY, *flags, SCRIPT, home.config, f"run.name={name}", *overrides, **env))
         return jobs[-1]
 
     yield submit
@@ -59,22 +62,30 @@ def test_only_the_task_of_an_array_that_was_asked_is_started_again(array, cluste
 
 
 def test_a_warning_before_the_time_limit_saves_queues_again_and_goes_on(submit, cluster, home, saw):
-    job = submit("limit")
-    wait_for_step(home.run("limit"), 5)
-    cluster.scancel("--batch", "--signal=USR1", job)
-    cluster.wait_for_restart(job)
-    saved = home.outcome("limit")
-    assert (saved["outcome"], saved["reason"]) == ("saved", "asked to stop by SIGUSR1")
-    cluster.assert_nothing_is_left(job)
-    with (home.run("limit") / "attempts" / "1" / "saves.jsonl").open("a") as saves:
-        saves.write('{"step": 5, "seconds": 41.0}\n')
-    ended = cluster.wait(job, "COMPLETED")
+    """It stays one run in W&B too, although Slurm signals all processes that the job has."""
+    with serve() as wandb:
+        job = submit("limit", "track.wandb=online", "track.project=pets", "track.limit_s=100", **wandb.environment())
+        wait_for_step(home.run("limit"), 5)
+        cluster.signal_rank(job, 1, signal.SIGSTOP)  # else a busy machine may come to the last step before W&B has heard of the run
+        until(lambda: wandb.runs, 120, "W&B has not heard of the run")
+        cluster.signal_rank(job, 1, signal.SIGCONT)
+        cluster.scancel("--batch", "--signal=USR1", job)
+        cluster.wait_for_restart(job)
+        saved = home.outcome("limit")
+        assert (saved["outcome"], saved["reason"]) == ("saved", "asked to stop by SIGUSR1")
+        cluster.assert_nothing_is_left(job)
+        [number] = wandb.runs
+        with (home.run("limit") / "attempts" / "1" / "saves.jsonl").open("a") as saves:
+            saves.write('{"step": 5, "seconds": 41.0}\n')
+        ended = cluster.wait(job, "COMPLETED", limit_s=240)
     assert (ended["Restarts"], ended["ExitCode"], home.attempts("limit")) == ("1", "0:0", 2)
     assert home.outcome("limit")["outcome"] == "done"
     assert home.strays("limit") < EXACT
     saw(
         f"saved step {saved['step']}, {saved['reason']}; queued again; COMPLETED after {ended['Restarts']} restart with the curve of one process"
     )
+    assert (list(wandb.runs), wandb.steps(number)) == ([number], list(range(1, 61)))
+    saw(f"W&B has one run of both attempts, with each of {len(wandb.steps(number))} steps once")
     log = (home.path / "limit.log").read_text()
     assert [log.count(line) for line in ("(attempt 1)", "(attempt 2)", f"resumed at step {saved['step']}\n", "done: ")] == [1, 1, 1, 1]
     assert log.count("warning: a save of this run took 41 s, but after scancel Slurm kills in 30 s (KillWait)") == 1  # row 9
