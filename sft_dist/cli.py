@@ -47,6 +47,7 @@ def train(pulse: Pulse, config: Path, overrides: tuple[str, ...]) -> None:
 
     from sft_dist.run import run
 
+    gc.freeze()  # nor is it looked for at the end, which comes a second earlier
     gc.enable()
     run(settings, world, pulse)
 
