@@ -19,13 +19,12 @@ SHORTER = ["train.duration=2 steps", "schedule.warmup=1 step", "data.per_class=8
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(folder):
     """A folder that looks like the repository, so that runs/ is made here; with the images and the config of the README's own set."""
     import torchvision
     from PIL import Image
     from safetensors.torch import save_file
 
-    folder = tmp_path_factory.mktemp("readme")
     for name in ("sft_dist", "launch", "configs", "slurm"):
         (folder / name).symlink_to(ROOT / name)
     [pets] = [block for block in re.findall(r"^```yaml\n(.*?)^```", README, re.MULTILINE | re.DOTALL) if "data/pets" in block]

@@ -29,13 +29,12 @@ CONFIG = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(folder):
     """A folder with a config, weights that are not random statistics, and the uninterrupted run `whole` on one process."""
     import torch
     import torchvision
     from safetensors.torch import save_file
 
-    folder = tmp_path_factory.mktemp("resume")
     torch.manual_seed(1)
     model = torchvision.models.resnet18().train()
     with torch.no_grad():

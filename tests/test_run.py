@@ -43,10 +43,9 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(folder):
     """Noisy images of two shades, in three splits, and every case as a run."""
     noise = np.random.default_rng(0)
-    folder = tmp_path_factory.mktemp("run")
     for split, count in (("train", 12), ("val", 5), ("test", 3)):
         for name, shade in SHADES.items():
             (folder / "images" / split / name).mkdir(parents=True)

@@ -68,15 +68,19 @@ def test_without_a_manifest_or_a_pointer_the_newest_whole_checkpoint_is_found(sh
     saw(f"{first_line(said, having='JSONDecodeError')}; going on from step-00000005; {line}")
 
 
+@pytest.fixture(scope="module")
+def calm(workshop):
+    """The keys of a run without dropout, whose draws belong to a layout: `calm-whole` is of one process, `calm` of two that are killed."""
+    keys = ("model.dropout=none", "train.deterministic=false")
+    codes, said = workshop.run("calm-whole", *keys, world=1)
+    assert codes == [0], said
+    stopped = workshop.start("calm", *keys, "save.every=1 steps", "save.background=false", fault=Fault("killed in forward", step=6))
+    assert stopped.wait_for_the_dead() == [KILLED, KILLED]
+    return keys
+
+
 @pytest.mark.parametrize(("world", "strategy"), [(1, "ddp"), (3, "ddp"), (2, "fsdp"), (2, "zero1")])
-def test_a_resume_on_another_world_or_strategy_draws_the_same_curve(shop, saw, world, strategy):
-    """Without dropout, whose draws belong to a layout. The uninterrupted run is one process."""
-    calm = ("model.dropout=none", "train.deterministic=false")
-    if not shop.path("calm-whole").exists():
-        codes, said = shop.run("calm-whole", *calm, world=1)
-        assert codes == [0], said
-        stopped = shop.start("calm", *calm, "save.every=1 steps", "save.background=false", fault=Fault("killed in forward", step=6))
-        assert stopped.wait_for_the_dead() == [KILLED, KILLED]
+def test_a_resume_on_another_world_or_strategy_draws_the_same_curve(shop, calm, saw, world, strategy):
     name = f"calm-{world}-{strategy}"
     shop.copy("calm", name)
     codes, said = shop.run(name, *calm, f"shard.strategy={strategy}", world=world)

@@ -354,9 +354,8 @@ def test_a_head_that_stops_is_named_by_the_next_node(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def alone(folder: Path) -> tuple[Path, str]:
     """The folder, and what a head says that adds wrongly, whose other node does not come, and whose starter writes elsewhere."""
-    folder = tmp_path_factory.mktemp("alone")
     codes, told, errors = examined(folder, [REPOSITORY], "--patience", "1", "--token", "0123456789abcdef", faults=["adds wrongly"])
     assert codes == [78], errors
     return folder, told[0]
