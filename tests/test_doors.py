@@ -25,6 +25,7 @@ CONFIG = {
     "train": {"duration": "3 steps"},
     "precision": "fp64",
     "device": "cpu",
+    "report": {"write": "none"},
 }
 
 

@@ -32,6 +32,7 @@ CONFIG = {
     "watch": {"step_s": 15},
     "precision": "fp64",
     "device": "cpu",
+    "report": {"write": "none"},
 }
 
 
