@@ -431,6 +431,14 @@ def test_an_interrupt_leaves_no_process_and_no_file(tmp_path: Path, number: sign
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_interrupt_while_nodes_are_started_leaves_none_of_them(tmp_path: Path) -> None:
+    before = children(os.getpid())
+    lines = [["sh", "-c", f"kill -INT {os.getpid()}; exec sleep 100"], *[["sleep", "100"]] * 20]
+    with pytest.raises(KeyboardInterrupt):
+        visits.start(visits.Visit(len(lines), tmp_path), lines, {**os.environ})
+    assert children(os.getpid()) == before
+
+
 def test_what_still_runs_when_the_head_has_ended_is_ended_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(visits, "PARTING_S", 0.5)
     marker = tmp_path / "pid"
