@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from launch.patience import COME_S, STEP_S, LateError, within
 from launch.software import REPOSITORY
 from sft_dist.errors import ConfigError, MachineError
 
+INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PARTING_S = 5.0
 ALONE_S = COME_S + STEP_S + 20.0
 """How long a head may go on when others have ended, as one without torch does at once: it may still wait for them to come."""
@@ -98,13 +99,15 @@ def start(visit: Visit, lines: list[list[str]], env: Mapping[str, str]) -> int:
     paths = [str(REPOSITORY), *filter(None, env.get("PYTHONPATH", "").split(":"))]
     whole = {**without_leaks(env), "PYTHONPATH": ":".join(dict.fromkeys(paths))}
     started: list[subprocess.Popen[bytes]] = []
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in INTERRUPTS}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:  # nohup
             signal.signal(number, signal.default_int_handler)
     try:
         _leave_note(visit)
-        started += [subprocess.Popen(line, env=whole) for line in lines]
+        with _interrupts_later():
+            for line in lines:
+                started.append(subprocess.Popen(line, env=whole))
         _wait(started)
     finally:
         for number in before:
@@ -114,6 +117,23 @@ def start(visit: Visit, lines: list[list[str]], env: Mapping[str, str]) -> int:
         for number, handler in before.items():
             signal.signal(number, handler)
     return MachineError.exit_code if any(each.returncode for each in started) else 0
+
+
+@contextlib.contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """An interrupt waits for the end of this: between the start of a process and the return of its Popen it would leave it to nobody."""
+    heard: list[int] = []
+    before = {number: signal.getsignal(number) for number in INTERRUPTS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, lambda number, _: heard.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if heard:
+        raise KeyboardInterrupt
 
 
 def _wait(started: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -1,16 +1,24 @@
-"""Fixtures that several tests share: where the real data is, and how ranks are started."""
+"""Fixtures that several tests share: where the real data is, and a folder for a whole file of tests."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from tidy import tidied
 
 settings.register_profile("repository", deadline=None)  # timings are never assertions here
 settings.load_profile("repository")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder that the tests of one file share; emptied after the last of them."""
+    with tidied(request, tmp_path_factory.mktemp(request.path.stem.removeprefix("test_"))) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="session")

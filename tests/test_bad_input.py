@@ -22,8 +22,7 @@ CONFIG = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("bad")
+def folder(folder):
     (folder / "config.yaml").write_text(json.dumps({**CONFIG, "run": {"dir": str(folder / "runs"), "name": "good"}}))
     return folder
 

@@ -16,9 +16,8 @@ CHAIN = [("zero3", 4, 7), ("ddp", 1, 12), ("fsdp", 3, 17), ("zero1", 2, None)]  
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, real_data, real_weights):
+def runs(folder, real_data, real_weights):
     """One run without interruption, and one that was killed and went on three times, each time on other ranks and another strategy."""
-    folder = tmp_path_factory.mktemp("chain")
     configs = {}
     for name in ("whole", "chain"):
         path = write_config(folder, real_data, real_weights, name, 7, train="last:8", precision="fp64", lr=0.001)

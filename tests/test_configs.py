@@ -28,9 +28,8 @@ def name(path: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def stand_ins(tmp_path_factory) -> Path:
+def stand_ins(folder: Path) -> Path:
     """A folder of images in two classes, a file that is called weights, and a folder that looks like a run with a checkpoint."""
-    folder = tmp_path_factory.mktemp("stand-ins")
     for split in ("train", "val"):
         for kind in ("cat", "dog"):
             (folder / split / kind).mkdir(parents=True)

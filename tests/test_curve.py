@@ -19,9 +19,8 @@ FIRST = {"train": "all", "precision": "fp32", "lr": 0.01, "steps": 3}  # later s
 
 
 @pytest.fixture(scope="module")
-def curves(tmp_path_factory, real_data, real_weights):
+def curves(folder, real_data, real_weights):
     """Every layout's runs: whole model in fp64, head only in fp32, and the first steps of the whole model in fp32."""
-    folder = tmp_path_factory.mktemp("curves")
     jobs: dict[int, list[Job]] = {}
     for world, micro in LAYOUTS:
         for part, settings in (("whole", WHOLE), ("head", HEAD), ("first", FIRST)):

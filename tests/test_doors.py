@@ -25,15 +25,15 @@ CONFIG = {
     "train": {"duration": "3 steps"},
     "precision": "fp64",
     "device": "cpu",
+    "report": {"write": "none"},
 }
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(folder):
     import torch
     import torchvision
 
-    folder = tmp_path_factory.mktemp("doors")
     torch.manual_seed(1)
     torch.save(torchvision.models.mobilenet_v3_small().state_dict(), folder / "start.pth")
     (folder / "config.yaml").write_text(json.dumps(CONFIG))

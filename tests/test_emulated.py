@@ -24,9 +24,8 @@ CHAIN = ("zero1", "ddp", "zero2", "ddp", "zero3", "ddp", "fsdp", "ddp")  # two s
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(folder: Path) -> Path:
     """All runs, in one start of two ranks: 17 samples a step in micro-batches of 4, the end of a small network learning."""
-    folder = tmp_path_factory.mktemp("emulated")
     save_file(weights(), folder / "weights.safetensors")
     jobs = [
         a_job(folder, f"{strategy}-{name}", optim, strategy, STEPS)

@@ -58,8 +58,7 @@ def exercise(jobs: Sequence[Job]) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("engine")
+def folder(folder):
     (folder / "config.yaml").write_text(json.dumps({**CONFIG, "run": {"dir": str(folder / "runs"), "name": "long"}}))
     return folder
 

@@ -56,9 +56,8 @@ def evaluate_all_sizes(jobs: Sequence[Job]) -> None:
 
 
 @pytest.fixture(scope="module")
-def evaluations(tmp_path_factory):
+def evaluations(folder):
     """World -> where-size -> (scores, details, ids on rank 0)."""
-    folder = tmp_path_factory.mktemp("evaluations")
     (folder / "config.yaml").write_text(json.dumps(CONFIG))
     tables = {}
     for world in (1, 2, 3, 4):

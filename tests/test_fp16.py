@@ -32,7 +32,7 @@ CONFIG = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(folder: Path) -> Path:
     """A config, and weights whose batch norms know the data."""
     import torch
     import torchvision
@@ -42,7 +42,6 @@ def folder(tmp_path_factory) -> Path:
 
     from sft_dist.datasets import load
 
-    folder = tmp_path_factory.mktemp("fp16")
     digits = load(a_config().data).train
     images = torch.stack([digits.read(i) for i in range(64)]) / 255
     torch.manual_seed(1)

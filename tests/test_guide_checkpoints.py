@@ -17,19 +17,18 @@ PRUNED = "sft-dist ckpt prune runs/quickstart --keep 1 --before 40"
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, subprocess.CompletedProcess[str]]:
+def told(folder: Path) -> dict[str, subprocess.CompletedProcess[str]]:
     """What each command ended with, in a folder with a run of three checkpoints and the image of a digit."""
     from PIL import Image
     from sklearn.datasets import load_digits
 
-    place = tmp_path_factory.mktemp("guide")
-    (place / "configs").symlink_to(ROOT / "configs")
-    Image.fromarray((load_digits().images[7] * 255 // 16).astype("uint8")).save(place / "digit.png")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    Image.fromarray((load_digits().images[7] * 255 // 16).astype("uint8")).save(folder / "digit.png")
     keys = [key for key in SHORTER if not key.startswith("train.duration")]
     run = ["sft-dist", "train", "configs/quickstart.yaml", *keys, "train.duration=3 steps", "save.every=1 step"]
-    trained = execute(shlex.join(run), place)
+    trained = execute(shlex.join(run), folder)
     assert trained.returncode == 0, trained.stderr
-    return {command: execute(command, place) for command in COMMANDS}
+    return {command: execute(command, folder) for command in COMMANDS}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

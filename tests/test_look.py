@@ -24,14 +24,13 @@ from sft_dist.run import run
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(folder: Path) -> Path:
     """A run of three steps, looked into."""
-    place = tmp_path_factory.mktemp("look")
-    save_file(torchvision.models.mobilenet_v2().state_dict(), place / "start.safetensors")
+    save_file(torchvision.models.mobilenet_v2().state_dict(), folder / "start.safetensors")
     config = a_config(
         data__classes=["3", "5", "8"], data__per_class=8, data__size=64, data__augment="padded_crop", data__workers=0,
-        model__name="mobilenet_v2", model__weights=str(place / "start.safetensors"), model__train="head",
-        batch__total=8, batch__micro=8, eval__micro=64, optim__lr=0.5, train__duration="3 steps", run__dir=str(place), run__name="run",
+        model__name="mobilenet_v2", model__weights=str(folder / "start.safetensors"), model__train="head",
+        batch__total=8, batch__micro=8, eval__micro=64, optim__lr=0.5, train__duration="3 steps", run__dir=str(folder), run__name="run",
     )  # fmt: skip
     folder = run(config, World()).path
     told = look(folder, "best")

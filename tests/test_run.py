@@ -43,10 +43,9 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(folder):
     """Noisy images of two shades, in three splits, and every case as a run."""
     noise = np.random.default_rng(0)
-    folder = tmp_path_factory.mktemp("run")
     for split, count in (("train", 12), ("val", 5), ("test", 3)):
         for name, shade in SHADES.items():
             (folder / "images" / split / name).mkdir(parents=True)
@@ -58,7 +57,8 @@ def folder(tmp_path_factory):
     jobs = []
     for name, overrides in CASES.items():
         placed = [part.replace("run:runs", f"run:{folder / 'runs'}") for part in overrides]
-        jobs.append(Job(str(folder / "config.yaml"), (f"run.name={name}", *placed)))
+        page = "page" if name == "plain" else "none"  # one is enough to see that it is there
+        jobs.append(Job(str(folder / "config.yaml"), (f"run.name={name}", f"report.write={page}", *placed)))
     log = folder / "log"
     run_ranks(
         1, jobs, log, call="ranks:note_exits", SFT_TEST_EXITS=str(folder / "exits"), GITHUB_TOKEN="canary-4711", SOME_API_KEY="canary-4711"

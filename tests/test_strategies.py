@@ -23,21 +23,22 @@ LAYOUTS = [(strategy, world) for world in (1, 2, 3) for strategy in STRATEGIES] 
 
 
 @pytest.fixture(scope="module")
-def curves(tmp_path_factory, real_data, real_weights) -> Callable[[int], Path]:
+def curves(folder, real_data, real_weights) -> Callable[[int], Path]:
     """(world) -> folder of the runs on so many ranks, made when first asked for: 33 samples a step in micro-batches of 7, the
     last 8 stages of a real model learning, 20 steps in fp64; a run for each strategy and optimizer, all in one start."""
 
     @functools.cache
     def made(world: int) -> Path:
-        folder = tmp_path_factory.mktemp(f"world{world}")
+        place = folder / f"world{world}"
+        place.mkdir()
         jobs = [
-            Job(str(_config(folder, real_data, real_weights, strategy, optimizer)))
+            Job(str(_config(place, real_data, real_weights, strategy, optimizer)))
             for strategy, ranks in LAYOUTS
             if ranks == world
             for optimizer in OPTIMIZERS
         ]
-        assert run_ranks(world, jobs, folder / "log") == [0] * world, output(folder / "log", world)[-4000:]
-        return folder
+        assert run_ranks(world, jobs, place / "log") == [0] * world, output(place / "log", world)[-4000:]
+        return place
 
     return made
 
@@ -69,18 +70,19 @@ def test_the_moving_average_is_lent_to_every_evaluation_and_given_back(averaged:
 
 
 @pytest.fixture(scope="module")
-def averaged(tmp_path_factory, real_data, real_weights) -> Path:
+def averaged(folder, real_data, real_weights) -> Path:
     """Ten steps with a moving average and an evaluation after every other step."""
-    folder = tmp_path_factory.mktemp("averaged")
-    paths = {strategy: _config(folder, real_data, real_weights, strategy, "sgd") for strategy in ("ddp", "zero1", "zero3", "fsdp")}
+    place = folder / "averaged"
+    place.mkdir()
+    paths = {strategy: _config(place, real_data, real_weights, strategy, "sgd") for strategy in ("ddp", "zero1", "zero3", "fsdp")}
     for strategy, path in paths.items():
         config = json.loads(path.read_text())
         config |= {"ema": {"decay": 0.5, "warmup": False}, "shard": {"strategy": strategy, "reshard_after_forward": strategy != "fsdp"}}
         config["train"]["duration"], config["eval"]["every"] = "10 steps", "2 steps"
         path.write_text(json.dumps(config))
-    assert run_ranks(1, [Job(str(paths.pop("ddp")))], folder / "alone") == [0], output(folder / "alone", 1)[-4000:]
-    assert run_ranks(2, [Job(str(path)) for path in paths.values()], folder / "log") == [0, 0], output(folder / "log", 2)[-4000:]
-    return folder
+    assert run_ranks(1, [Job(str(paths.pop("ddp")))], place / "alone") == [0], output(place / "alone", 1)[-4000:]
+    assert run_ranks(2, [Job(str(path)) for path in paths.values()], place / "log") == [0, 0], output(place / "log", 2)[-4000:]
+    return place
 
 
 @pytest.mark.parametrize(("strategy", "world", "moments", "parameters"), [

@@ -5,11 +5,12 @@ import json
 import pytest
 from harness import CONFIG, KILLED, Workshop, whole_steps
 from injections import Fault
+from tidy import tidied
 
 
 @pytest.fixture(scope="session")
-def shop(tmp_path_factory):
-    """Runs `whole` (never disturbed) and `stopped` (killed in step 8, with the checkpoints of steps 3 to 7)."""
+def workshop(tmp_path_factory):
+    """With the runs `whole` (never disturbed) and `stopped` (killed in step 8, with the checkpoints of steps 3 to 7)."""
     import torch
     import torchvision
     from safetensors.torch import save_file
@@ -25,18 +26,21 @@ def shop(tmp_path_factory):
     config = {**CONFIG, "run": {"dir": str(folder / "runs")}}
     config["model"] = {**CONFIG["model"], "weights": str(folder / "start.safetensors")}
     (folder / "config.yaml").write_text(json.dumps(config))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")  # for the server, which starts with the first process
-        shop = Workshop(folder)
-        codes, said = shop.run("whole")
-        assert codes == [0, 0], said
-        stopped = shop.start(
-            "stopped", "save.every=1 steps", "save.keep=5", "save.background=false", fault=Fault("killed in forward", step=8)
-        )
-        assert stopped.wait_for_the_dead() == [KILLED, KILLED], stopped.said()
-        assert whole_steps(shop.path("stopped")) == [3, 4, 5, 6, 7]
-        yield shop
-        shop.close()
+    shop = Workshop(folder)
+    codes, said = shop.run("whole")
+    assert codes == [0, 0], said
+    stopped = shop.start("stopped", "save.every=1 steps", "save.keep=5", "save.background=false", fault=Fault("killed in forward", step=8))
+    assert stopped.wait_for_the_dead() == [KILLED, KILLED], stopped.said()
+    assert whole_steps(shop.path("stopped")) == [3, 4, 5, 6, 7]
+    yield shop
+    shop.close()
+
+
+@pytest.fixture
+def shop(workshop, request):
+    """The workshop, from which the runs of each test are gone after it."""
+    with tidied(request, workshop.folder / "runs"):
+        yield workshop
 
 
 @pytest.fixture

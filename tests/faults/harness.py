@@ -1,14 +1,9 @@
-"""Starts real runs of a few gloo processes with a fault in them, and looks at what they leave behind.
-
-The processes are forked from a server that has imported torch once: a run of two ranks takes seconds instead of ten more.
-"""
+"""Starts real runs of a few gloo processes with a fault in them, and looks at what they leave behind."""
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from injections import Fault, inject
-from ranks import free_port, largest_difference, rows
+from ranks import become, forks, free_port, largest_difference, rows
 
 from sft_dist import manifest
 
@@ -94,12 +89,10 @@ class Ranks:
 
 
 class Workshop:
-    """A folder of runs over one config, and the server that their ranks are forked from."""
+    """A folder of runs over one config."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.config = folder, folder / "config.yaml"
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["torch", "torchvision", "accelerate", "sft_dist.run", "sft_dist.cli"])
         self.started: list[Ranks] = []
 
     def start(self, name: str, *overrides: str, world: int = 2, fault: Fault = Fault(), config: Path | None = None) -> Ranks:  # noqa: B008
@@ -111,7 +104,8 @@ class Workshop:
         for rank in range(world):
             places = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
             environment = {name: str(value) for name, value in places.items()} | {"MASTER_ADDR": "127.0.0.1"} if world > 1 else {}
-            process = self.context.Process(target=_rank, args=(arguments, environment, fault, f"{log}-{rank}"))
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+            process = forks().Process(target=_rank, args=(arguments, environment, fault, f"{log}-{rank}"))
             process.start()
             processes.append(process)
         self.started.append(Ranks(processes, log))
@@ -231,13 +225,8 @@ def _processes() -> list[tuple[int, str, int, int]]:
 
 
 def _rank(arguments: list[str], environment: dict[str, str], fault: Fault, log: str) -> None:
-    """What a forked process does: it gets a session of its own and its fault, and enters by the command line's door."""
-    os.setsid()
-    out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    for stream in (1, 2):
-        os.dup2(out, stream)
-    sys.stdout, sys.stderr = (os.fdopen(stream, "w", buffering=1, closefd=False) for stream in (1, 2))
-    os.environ.update(environment)
+    """What a forked process does: it gets its fault, and enters by the command line's door."""
+    become(environment, log)
     inject(fault)
     from sft_dist import cli
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from harness import KILLED, first_line, image_config, largest_difference, litter, resume, rows, wait_until
 from injections import Fault
+from tidy import tidied
 
 from sft_dist import manifest
 
@@ -68,15 +69,20 @@ def test_without_a_manifest_or_a_pointer_the_newest_whole_checkpoint_is_found(sh
     saw(f"{first_line(said, having='JSONDecodeError')}; going on from step-00000005; {line}")
 
 
-@pytest.mark.parametrize(("world", "strategy"), [(1, "ddp"), (3, "ddp"), (2, "fsdp"), (2, "zero1")])
-def test_a_resume_on_another_world_or_strategy_draws_the_same_curve(shop, saw, world, strategy):
-    """Without dropout, whose draws belong to a layout. The uninterrupted run is one process."""
-    calm = ("model.dropout=none", "train.deterministic=false")
-    if not shop.path("calm-whole").exists():
-        codes, said = shop.run("calm-whole", *calm, world=1)
+@pytest.fixture(scope="module")
+def calm(workshop, request):
+    """The keys of a run without dropout, whose draws belong to a layout: `calm-whole` is of one process, `calm` of two that are killed."""
+    keys = ("model.dropout=none", "train.deterministic=false")
+    with tidied(request, workshop.folder / "runs"):
+        codes, said = workshop.run("calm-whole", *keys, world=1)
         assert codes == [0], said
-        stopped = shop.start("calm", *calm, "save.every=1 steps", "save.background=false", fault=Fault("killed in forward", step=6))
+        stopped = workshop.start("calm", *keys, "save.every=1 steps", "save.background=false", fault=Fault("killed in forward", step=6))
         assert stopped.wait_for_the_dead() == [KILLED, KILLED]
+        yield keys
+
+
+@pytest.mark.parametrize(("world", "strategy"), [(1, "ddp"), (3, "ddp"), (2, "fsdp"), (2, "zero1")])
+def test_a_resume_on_another_world_or_strategy_draws_the_same_curve(shop, calm, saw, world, strategy):
     name = f"calm-{world}-{strategy}"
     shop.copy("calm", name)
     codes, said = shop.run(name, *calm, f"shard.strategy={strategy}", world=world)
@@ -157,11 +163,11 @@ def test_files_that_want_to_run_code_are_refused_and_their_payload_does_nothing(
     saw(first_line(said, having="python/object"))
 
     run = shop.copy("stopped", "evil-manifest")
-    outside = shop.copy("stopped", "elsewhere") / "checkpoints" / "step-00000003" / "model.safetensors"
+    outside = shop.path("stopped") / "checkpoints" / "step-00000003" / "model.safetensors"
     newest = run / "checkpoints" / "step-00000007" / manifest.NAME
     content = json.loads(newest.read_text())
     entry = manifest.entry(outside)._asdict()
-    content["files"]["../../../elsewhere/checkpoints/step-00000003/model.safetensors"] = entry
+    content["files"]["../../../stopped/checkpoints/step-00000003/model.safetensors"] = entry
     newest.write_text(json.dumps(content))
     said = resume(shop, "evil-manifest", "save.keep=5")
     assert "going on from step-00000006" in said

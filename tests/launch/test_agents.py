@@ -58,11 +58,10 @@ class Ended:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(folder: Path) -> Iterator[Path]:
     import torch
     import torchvision
 
-    folder = tmp_path_factory.mktemp("agents")
     torch.manual_seed(1)
     torch.save(torchvision.models.mobilenet_v3_small().state_dict(), folder / "start.pth")
     (folder / "config.yaml").write_text(json.dumps(CONFIG))

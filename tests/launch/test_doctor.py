@@ -354,9 +354,8 @@ def test_a_head_that_stops_is_named_by_the_next_node(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def alone(folder: Path) -> tuple[Path, str]:
     """The folder, and what a head says that adds wrongly, whose other node does not come, and whose starter writes elsewhere."""
-    folder = tmp_path_factory.mktemp("alone")
     codes, told, errors = examined(folder, [REPOSITORY], "--patience", "1", "--token", "0123456789abcdef", faults=["adds wrongly"])
     assert codes == [78], errors
     return folder, told[0]
@@ -433,6 +432,14 @@ def test_an_interrupt_leaves_no_process_and_no_file(tmp_path: Path, number: sign
     assert (doctor.returncode, errors.strip()) == (130, "sft-launch: interrupted")
     assert [each for each in nodes if Path(f"/proc/{each}").exists()] == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_while_nodes_are_started_leaves_none_of_them(tmp_path: Path) -> None:
+    before = children(os.getpid())
+    lines = [["sh", "-c", f"kill -INT {os.getpid()}; exec sleep 100"], *[["sleep", "100"]] * 20]
+    with pytest.raises(KeyboardInterrupt):
+        visits.start(visits.Visit(len(lines), tmp_path), lines, {**os.environ})
+    assert children(os.getpid()) == before
 
 
 def test_what_still_runs_when_the_head_has_ended_is_ended_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,11 +33,10 @@ if "RANK" in os.environ:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(folder: Path) -> Iterator[Path]:
     import torch
     import torchvision
 
-    folder = tmp_path_factory.mktemp("ssh")
     torch.manual_seed(1)
     torch.save(torchvision.models.mobilenet_v3_small().state_dict(), folder / "start.pth")
     changed = {"train": {"duration": "16 steps"}, "eval": {"every": "16 steps"}}

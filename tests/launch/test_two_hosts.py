@@ -32,6 +32,7 @@ CONFIG = {
     "watch": {"step_s": 15},
     "precision": "fp64",
     "device": "cpu",
+    "report": {"write": "none"},
 }
 
 
@@ -55,11 +56,10 @@ class Pair:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def folder(folder: Path) -> Iterator[Path]:
     import torch
     import torchvision
 
-    folder = tmp_path_factory.mktemp("hosts")
     torch.manual_seed(1)
     torch.save(torchvision.models.mobilenet_v3_small().state_dict(), folder / "start.pth")
     (folder / "config.yaml").write_text(json.dumps(CONFIG))
