@@ -243,6 +243,6 @@ def _tracking(parts: Parts) -> Iterator[Parts]:
     with (
         beside.reported(parts.folder, parts.config.report, parts.console),
         beside.mirrored(parts.folder, parts.config.track, parts.console),
-        closing(Tracker(parts.folder, parts.plan, parts.console)) as tracker,
+        closing(Tracker(parts.folder, parts.plan, parts.console, parts.config.track.tensorboard)) as tracker,
     ):
         yield dataclasses.replace(parts, tracker=tracker)

@@ -16,10 +16,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sft_dist import notice, revision, tally
 from sft_dist.datasets import Split
+from sft_dist.events import Events
 from sft_dist.loop import StepResult
 from sft_dist.plan import Plan
 from sft_dist.progress import Progress as RunProgress
-from sft_dist.redact import redact
+from sft_dist.redact import redact, secrets
 from sft_dist.rundir import STEP, RunDir, step_name, write_atomically, write_json, writing
 from sft_dist.schedule import due
 from sft_dist.tally import Evidence
@@ -32,8 +33,10 @@ PACKAGES = ("sft-dist", "torch", "torchvision", "accelerate", "safetensors", "py
 class Tracker:
     """The open metrics file and the bar on the screen, from the first step to the last."""
 
-    def __init__(self, run: RunDir, plan: Plan, console: Console) -> None:
+    def __init__(self, run: RunDir, plan: Plan, console: Console, tensorboard: bool = False) -> None:
         self.run, self.plan, self.console = run, plan, console
+        known = secrets(os.environ).values()
+        self.events = Events(run, known, lambda sentence: say(console, sentence)) if tensorboard else None
         self.file: IO[str] = run.metrics.open("a")
         self.lap = {"samples": 0.0, "seconds": 0.0, "waited": 0.0}
         self.last_line = time.monotonic()
@@ -50,6 +53,8 @@ class Tracker:
             self.flush()
         finally:
             self.file.close()
+            if self.events:
+                self.events.close()
 
     def step(self, result: StepResult, peak_gib: float | None) -> None:
         """One training row, if one is due, and a sign of life."""
@@ -83,6 +88,8 @@ class Tracker:
         with writing(self.run.metrics):
             self.file.flush()
             os.fsync(self.file.fileno())
+        if self.events:
+            self.events.flush()
 
     def _row(self, step: int, kind: str, values: Mapping[str, float | None]) -> None:
         samples = step * self.plan.global_batch
@@ -90,6 +97,8 @@ class Tracker:
         with writing(self.run.metrics):
             self.file.write(json.dumps(row) + "\n")
             self.file.flush()
+        if self.events:
+            self.events.add(row)
 
     def _show(self, result: StepResult, row: Mapping[str, float | None], speed: Mapping[str, float]) -> None:
         pace = f"{speed['speed/samples_per_s']:.0f} samples/s, {speed['speed/data_wait_pct']:.0f} % waiting for data"

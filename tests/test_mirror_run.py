@@ -57,7 +57,7 @@ def test_a_server_that_hangs_changes_no_number_of_a_run_on_two_ranks(config: Pat
 
 def test_one_curve_goes_through_a_signal_a_death_and_two_resumes(config: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "small"
-    command = [sys.executable, "-m", "sft_dist", "train", str(config), "track.wandb=online"]
+    command = [sys.executable, "-m", "sft_dist", "train", str(config), "track.wandb=online", "track.artifact=export", "track.limit_s=120"]
 
     def start() -> "subprocess.Popen[str]":
         return subprocess.Popen(command, env=environment(server), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -71,7 +71,21 @@ def test_one_curve_goes_through_a_signal_a_death_and_two_resumes(config: Path, t
             said, _ = training.communicate(timeout=120)  # to the end of the pipe, which the mirror must not hold open
             assert training.returncode == (0 if number == signal.SIGUSR1 else -9), said
             assert number == signal.SIGUSR1 or time.monotonic() - asked < 3, "the pipe outlived the training"
-        said, _ = start().communicate(timeout=180)
+        said, _ = start().communicate(timeout=240)
+        assert "W&B has" not in said and "sft-dist sync" not in said, said
+        [model] = server.shelf.of_kind("model")
+        mirror = run / "wandb" / "mirror.json"
+        mirror.write_text(json.dumps({**json.loads(mirror.read_text()), "shown": 0}))
+        sync = [sys.executable, "-m", "sft_dist", "sync", str(run)]
+        again = subprocess.run(sync, env=environment(server), capture_output=True, text=True, timeout=240)
+        assert again.returncode == 0, again.stderr
+    assert server.shelf.of_kind("model") == [model], "the same files made another artifact"
+    assert (model.name, model.aliases, server.shelf.asked.count("model")) == ("small", ["latest", "best"], 2)
+    assert {"model.safetensors", "classes.json", "preprocessing.json", "predict.py", "config.yaml"} <= set(model.files)
+    best = json.loads((run / "scores.json").read_text())["best"]
+    assert (model.metadata["step"], model.metadata["val/top1"]) == (best["step"], best["val/top1"])
+    weights = run / "checkpoints" / f"step-{best['step']:08d}" / "model.safetensors"
+    assert model.files["model.safetensors"] == weights.read_bytes(), "without an average and on one rank the export is the checkpoint"
     assert "resumed at step" in said and "done" in said
     [number_in_wandb] = server.runs
     assert server.steps(number_in_wandb) == list(range(1, STEPS + 1)), said
