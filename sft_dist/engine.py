@@ -23,9 +23,9 @@ from sft_dist.plan import World, processors, timeout_s
 from sft_dist.pulse import Pulse
 from sft_dist.sharding import STRATEGIES, Piece, Tensors, shares
 from sft_dist.tally import Evidence
+from sft_dist.usage import Usage
 
 Result = TypeVar("Result")
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Engine:
@@ -48,6 +48,7 @@ class Engine:
                 **arguments,
             )
         self.device = self.accelerator.device
+        self.usage = Usage(self.device)
         ours = dist.get_world_size() if dist.is_initialized() else 1
         came = (self.accelerator.num_processes, ours, self.device.type, self.accelerator.mixed_precision)
         wanted = (world.size, world.size, kind, "no")
@@ -76,8 +77,7 @@ class Engine:
         if not self.strategy.fills_meta:  # else it goes there tensor by tensor: the whole may not fit
             module.to(self.device)
         module.to(torch.float64 if self.precision == "fp64" else torch.float32)
-        if self.precision in AUTOCAST:
-            _autocast(module, self.device.type, AUTOCAST[self.precision])
+        machine.autocast(module, self.device.type, self.precision)
         self.learning_norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.training]
         asked = shares.of_whole(module)
         self.prepared = self.strategy.prepare(self.accelerator, self.place, module, make_optimizer, self.config)
@@ -110,10 +110,18 @@ class Engine:
 
     def sum(self, values: Sequence[float | Tensor]) -> list[float]:
         """Each value summed over all ranks, in float64."""
-        stacked = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values])
+        return self.exchange(values, ())[0]
+
+    def exchange(self, values: Sequence[float | Tensor], own: Sequence[float]) -> tuple[list[float], list[list[float]]]:
+        """In one message each value summed over all ranks, in float64, and the `own` values of every rank, in the order of the ranks."""
+        places = torch.zeros(self.world, len(own), dtype=torch.float64)
+        places[self.rank] = torch.tensor(own, dtype=torch.float64)
+        summed = [torch.as_tensor(value, dtype=torch.float64, device=self.device).reshape(1) for value in values]
+        message = torch.cat([*summed, places.flatten().to(self.device)])
         if self.world > 1:
-            dist.all_reduce(stacked)
-        return stacked.tolist()
+            dist.all_reduce(message)
+        told = message.cpu()
+        return told[: len(values)].tolist(), told[len(values) :].reshape(places.shape).tolist()
 
     def merge(self, evidence: Evidence) -> Evidence:
         """The evidence of all ranks: the sums on every rank, the rows on rank 0 only. Rank 0 must have some."""
@@ -214,10 +222,6 @@ class Engine:
         """Start dropout and stochastic depth of one pass from a seed."""
         torch.manual_seed(seed)
 
-    def peak_gib(self) -> float | None:
-        """Most device memory held so far, in GiB; None on CPU."""
-        return torch.cuda.max_memory_allocated(self.device) / 2**30 if self.device.type == "cuda" else None
-
     def barrier(self) -> None:
         if self.world > 1:
             dist.barrier()
@@ -242,9 +246,3 @@ def _compare(names: Sequence[str], came: Sequence[object], wanted: Sequence[obje
     if came != wanted:
         told = [f"{name}: {got!r} came, {asked!r} was asked for" for name, got, asked in zip(names, came, wanted, strict=True)]
         raise MachineError(["the libraries set up something else than this run needs", *told])
-
-
-def _autocast(module: nn.Module, kind: str, dtype: torch.dtype) -> None:
-    """Products in a short format, weights and outputs in float32; inside the model, so that every wrapper of it computes alike."""
-    module.forward = torch.autocast(kind, dtype)(module.forward)
-    module.register_forward_hook(lambda *passed: passed[-1].float())

@@ -3,7 +3,7 @@
 import itertools
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ from sft_dist.scaling import LossScale
 from sft_dist.schedule import draw_seed, lr_factor, window
 from sft_dist.signals import StopRequest
 from sft_dist.tasks import Batch, Task
+from sft_dist.usage import Usage
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class StepResult:
 
     step: steps made. sums: loss and training scores summed over the window, and `samples`. grad_norm: before clipping; None where it
     overflowed in fp16, and the update was left out. lr: the rate of this update. seconds: wall time of the step; waited: the part of
-    it spent waiting for data on this rank. scale, next_scale: in fp16, the loss scale of this step and of the coming one.
+    it spent waiting for data on this rank. ranks: what `Usage.told` says of each. scale, next_scale: in fp16, the loss scale of this step and of the coming one.
     """
 
     step: int
@@ -41,13 +42,14 @@ class StepResult:
     stop_asked: bool
     scale: LossScale | None = None
     next_scale: LossScale | None = None
+    ranks: Sequence[Sequence[float]] = ()
 
 
 def train(
     task: Task, batches: Iterable[Batch], engine: Engine, plan: Plan, config: Config, so_far: Progress, request: StopRequest
 ) -> Iterator[StepResult]:
     """Make the steps that are left, one a turn. Raises DivergedError, and ConfigError for unreadable data, on all ranks alike."""
-    clock = Stopwatch()
+    clock = Stopwatch(engine.usage)
     micros = iter(batches)
     scale = scaling.begin(config.precision, so_far.loss_scale, so_far.good_steps)
     for done in range(so_far.step, plan.total_steps):
@@ -59,18 +61,18 @@ def train(
         engine.pulse.step = done + 1
         mine = clock.timed(itertools.islice(micros, plan.passes_per_rank[engine.rank]), engine.pulse)
         with _said_where(engine, plan, done):
-            sums, norm, stop_asked = train_step(task, mine, engine, plan, done, request, scale)
+            sums, norm, stop_asked, ranks = train_step(task, mine, engine, plan, done, request, scale)
         used, scale = scale, scaling.coming(scale, norm, done + 1)
-        yield StepResult(done + 1, sums, norm if math.isfinite(norm) else None, rate, *clock.lap(), stop_asked, used, scale)
+        yield StepResult(done + 1, sums, norm if math.isfinite(norm) else None, rate, *clock.lap(), stop_asked, used, scale, ranks)
 
 
 def train_step(
     task: Task, micros: Iterable[Batch], engine: Engine, plan: Plan, step: int, request: StopRequest, scale: LossScale | None = None
-) -> tuple[dict[str, float], float, bool]:
+) -> tuple[dict[str, float], float, bool, list[list[float]]]:
     """One optimizer step over one window. The loss is summed, and divided once by what all ranks hold in the whole window.
 
     step: steps made before this one. scale: what fp16 multiplies the loss by. Returns the window's sums over all ranks, the norm of
-    its gradient, not finite where that overflowed in fp16, and whether any rank was asked to stop.
+    its gradient, not finite where that overflowed in fp16, whether any rank was asked to stop, and what each rank used.
     """
     # A loss times scale / total has the same gradient in fp16 on any number of ranks; what averages over them makes 1 / world of it.
     scaled = scale.scale / engine.world if scale else None
@@ -97,13 +99,13 @@ def train_step(
     norm = engine.update(scaled)
     engine.pulse.at("exchange")
     # The one wait for the device, and the one message, of a step. What stops a run is found out by all ranks at once.
-    *summed, bad, asked = engine.sum([*sums.values(), float(len(problems)), float(request.made)])
+    (*summed, bad, asked), ranks = engine.exchange([*sums.values(), float(len(problems)), float(request.made)], engine.usage.told())
     if bad:
         raise ConfigError(engine.agree(problems), everywhere=True)
     result = {"samples": total, **dict(zip(sums, summed, strict=True))}
     if not (math.isfinite(result["loss"]) and (scale or math.isfinite(norm))):
         _refuse(result["loss"], float(norm), engine, plan, step, float(sums["loss"]))
-    return result, float(norm), asked > 0
+    return result, float(norm), asked > 0, ranks
 
 
 def _pass_idly(task: Task, batch: Batch, engine: Engine, last: bool) -> None:
@@ -147,8 +149,8 @@ def _samples(engine: Engine, plan: Plan, step: int) -> str:
 class Stopwatch:
     """Wall time between laps, and the part of it that went into waiting for data."""
 
-    def __init__(self) -> None:
-        self.started, self.waited = time.perf_counter(), 0.0
+    def __init__(self, usage: Usage) -> None:
+        self.started, self.usage = time.perf_counter(), usage
 
     def timed(self, batches: Iterator[Batch], pulse: Pulse) -> Iterator[Batch]:
         """Pass batches on, counting the time that each took to come."""
@@ -156,7 +158,7 @@ class Stopwatch:
             pulse.at("data")
             before = time.perf_counter()
             batch = next(batches, None)
-            self.waited += time.perf_counter() - before
+            self.usage.waited_s += time.perf_counter() - before
             pulse.at("forward")
             if batch is None:
                 return
@@ -165,6 +167,7 @@ class Stopwatch:
     def lap(self) -> tuple[float, float]:
         """Seconds since the last lap, and seconds waited for data in them."""
         now = time.perf_counter()
-        lap = (now - self.started, self.waited)
-        self.started, self.waited = now, 0.0
+        lap = (now - self.started, self.usage.waited_s)
+        self.started = now
+        self.usage.begin()
         return lap

@@ -5,11 +5,14 @@ import re
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from sft_dist.config import Config
 from sft_dist.errors import InfrastructureError, MachineError
 from sft_dist.plan import World
 from sft_dist.refuse import ON, SLOW_FP16, native_bf16
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_device(config: Config, world: World) -> str:
@@ -52,6 +55,14 @@ def set_arithmetic(config: Config, kind: str) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.train.deterministic)
     torch.backends.cudnn.benchmark = kind == "cuda" and not config.train.deterministic
+
+
+def autocast(module: nn.Module, kind: str, precision: str) -> None:
+    """In bf16 and fp16: products in the short format, weights and outputs in float32; inside the model, so that every wrapper of it
+    computes alike."""
+    if precision in AUTOCAST:
+        module.forward = torch.autocast(kind, AUTOCAST[precision])(module.forward)
+        module.register_forward_hook(lambda *passed: passed[-1].float())
 
 
 def translate(error: BaseException) -> BaseException:

@@ -77,7 +77,7 @@ def _after(parts: Parts, step: StepResult, progress: Progress) -> tuple[Progress
     parts.saver.poll()
     say(parts.console, *parts.saver.warned())
     if parts.tracker:
-        parts.tracker.step(step, parts.engine.peak_gib())
+        parts.tracker.step(step, parts.engine.usage.peak_gib())
     before, asked = progress, step.stop_asked
     if due(progress.step, parts.plan.eval_every, parts.plan.total_steps) and not asked:
         progress, asked = _evaluate(parts, progress)

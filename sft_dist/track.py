@@ -24,6 +24,7 @@ from sft_dist.redact import redact, secrets
 from sft_dist.rundir import STEP, RunDir, step_name, write_atomically, write_json, writing
 from sft_dist.schedule import due
 from sft_dist.tally import Evidence
+from sft_dist.usage import Ranks
 
 SECONDS_BETWEEN_LINES = 5.0
 NOT_ON_SCREEN = ("val/top5", "val/precision_macro", "val/recall_macro")
@@ -38,7 +39,7 @@ class Tracker:
         known = secrets(os.environ).values()
         self.events = Events(run, known, lambda sentence: say(console, sentence)) if tensorboard else None
         self.file: IO[str] = run.metrics.open("a")
-        self.lap = {"samples": 0.0, "seconds": 0.0, "waited": 0.0}
+        self.lap, self.ranks = {"samples": 0.0, "seconds": 0.0, "waited": 0.0}, Ranks()
         self.last_line = time.monotonic()
         self.bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn(),
@@ -59,6 +60,7 @@ class Tracker:
     def step(self, result: StepResult, peak_gib: float | None) -> None:
         """One training row, if one is due, and a sign of life."""
         self.lap = tally.add(self.lap, {"samples": result.sums["samples"], "seconds": result.seconds, "waited": result.waited})
+        self.ranks.add(result.ranks, result.seconds)
         if result.scale and result.grad_norm is None:
             told = f"the gradient overflowed fp16 at loss scale {result.scale.scale:g}; no update was made, and the scale is halved"
             say(self.console, f"step {result.step:>6}  {told}")
@@ -72,7 +74,7 @@ class Tracker:
             "speed/data_wait_pct": 100 * self.lap["waited"] / self.lap["seconds"],
         }
         memory = {} if peak_gib is None else {"memory/peak_gib": peak_gib}
-        self._row(result.step, "train", row | speed | memory)
+        self._row(result.step, "train", row | speed | memory | self.ranks.row())
         self._show(result, row, speed)
         self.lap = dict.fromkeys(self.lap, 0.0)
 

@@ -30,7 +30,13 @@ def a_run(folder: Path, **keys: Any) -> RunDir:
 
 
 def a_row(step: int, kind: str = "train", **values: float | None) -> dict[str, Any]:
-    return {"step": step, "kind": kind, "samples": 32 * step, "epoch": step / 4, **(values or {"train/loss": 1 / step, "train/grad_norm": None})}
+    return {
+        "step": step,
+        "kind": kind,
+        "samples": 32 * step,
+        "epoch": step / 4,
+        **(values or {"train/loss": 1 / step, "train/grad_norm": None}),
+    }
 
 
 def attempt(run: RunDir, *rows: dict[str, Any], secrets: tuple[str, ...] = ()) -> list[str]:

@@ -48,7 +48,11 @@ def test_what_cannot_be_read_is_left_out(tmp_path: Path) -> None:
 
 def test_a_secret_in_the_name_of_a_sample_or_of_a_class_is_taken_out(tmp_path: Path) -> None:
     run = RunDir(a_run(tmp_path / "one", guesses([])))
-    write(run.predictions / "step-00000004.jsonl", a_prediction("https://me:canary1@host/a.png", 1, 0.2, 0.8), a_prediction("canary2/b.png", 0, 0.7, 0.3))
+    write(
+        run.predictions / "step-00000004.jsonl",
+        a_prediction("https://me:canary1@host/a.png", 1, 0.2, 0.8),
+        a_prediction("canary2/b.png", 0, 0.7, 0.3),
+    )
     run.scores.write_text(json.dumps({"best": {"step": 4, "per_class": {"canary2": {}, "dog\x1b[2J": {}}}}))
     assert [(row[0], row[1]) for row in finale.look(run, 100, ["canary2"]).samples] == [
         ("(redacted)/b.png", "(redacted)"), ("https://(redacted)@host/a.png", "dog\\x1b[2J"),
@@ -67,5 +71,5 @@ def test_an_export_that_cannot_be_made_says_why_and_one_that_takes_too_long_is_e
     shutil.rmtree(run.checkpoints / "step-00000004")
     with pytest.raises(InfrastructureError, match=r"^it is not exported: .* has no checkpoint yet$"):
         finale.export(run, tmp_path / "model", limit_s=120)
-    with pytest.raises(InfrastructureError, match="^its export took longer than 0 s$"):
+    with pytest.raises(InfrastructureError, match=r"^its export took longer than 0 s$"):
         finale.export(run, tmp_path / "model", limit_s=0.05)

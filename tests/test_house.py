@@ -19,14 +19,27 @@ FLOORS = (
     "errors units redact config parse plan refuse schema schedule tally manifest rundir revision scaling progress signals pulse attempts "
     "locks inventory notice history steps",
     "datasets finale events session mirror preflight transforms archive weights blocks models optim tasks loading",
-    "machine sharding engine",
+    "machine usage sharding engine",
     "average checkpoint saver export evaluate loop track beside pictures pages compare report datacheck watch score run",
     "guard ending draft prepare_cli cli train __main__",
 )
 ORDER = " ".join(FLOORS).split()
 PAPER = FLOORS[0].split()
 BANNED_NAMES = {"utils", "util", "common", "helpers", "base", "manager"}
-MAY_READ_ENVIRONMENT = {"ending", "cli", "train", "__main__", "machine", "engine", "sharding", "finale", "session", "mirror", "beside", "track"}
+MAY_READ_ENVIRONMENT = {
+    "ending",
+    "cli",
+    "train",
+    "__main__",
+    "machine",
+    "engine",
+    "sharding",
+    "finale",
+    "session",
+    "mirror",
+    "beside",
+    "track",
+}
 
 TOO_LONG: dict[str, str] = {  # "file" or "file:function" -> why it is better longer
     "plan.py:make_plan": "one argument a line; cutting it apart would hide that every number of a plan is made here",

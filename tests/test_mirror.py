@@ -237,7 +237,9 @@ def test_offline_logs_of_several_attempts_hold_each_step_once_and_no_secret(tmp_
         held = file.read_bytes() if file.is_file() and file != run.config and file.parent != run.predictions else b""
         assert canary.encode() not in held and canary[::-1].encode() not in held, file
     assert any(b"a slip: (redacted)" in file.read_bytes() for file in logs(run))
-    assert any("(redacted)/a.png" in file.read_text() for file in run.path.glob("wandb/offline-run-*/files/media/table/best/predictions*.json"))
+    assert any(
+        "(redacted)/a.png" in file.read_text() for file in run.path.glob("wandb/offline-run-*/files/media/table/best/predictions*.json")
+    )
     assert any(b"c0ffee" in file.read_bytes() for file in logs(run))
 
 
@@ -303,12 +305,8 @@ def test_online_each_step_arrives_once_also_after_a_resume_from_before(tmp_path:
 
 def table(server: Server, name: str) -> dict[str, Any]:
     """What W&B holds of the one table of that name."""
-    [(title, content)] = [
-        (title, content)
-        for artifact in server.shelf.of_kind("run_table")
-        for title, content in artifact.files.items()
-        if title.startswith(name)
-    ]
+    files = [file for artifact in server.shelf.of_kind("run_table") for file in artifact.files.items()]
+    [content] = [content for title, content in files if title.startswith(name)]
     return json.loads(content)
 
 
@@ -353,7 +351,9 @@ def test_a_server_that_takes_no_tables_takes_the_steps_and_gets_the_tables_later
         assert server.steps(number) == [1, 2, 3, 4] and "best/predictions" not in server.history[number][-1]
         server.failure = ""
         code, told = sync(tmp_path, server)
-    assert said.startswith("W&B has all steps, but not the tables of the end: ") and said.endswith(f"; `sft-dist sync {run.path}` tries again")
+    assert said.startswith("W&B has all steps, but not the tables of the end: ") and said.endswith(
+        f"; `sft-dist sync {run.path}` tries again"
+    )
     assert (code, told.split("  ")[1]) == (0, "0 of 4 steps sent")
     assert server.steps(number) == [1, 2, 3, 4]
     assert server.summary[number]["best/predictions"]["nrows"] == 60 == table(server, "best/predictions")["nrows"]
