@@ -56,7 +56,6 @@ class Events:
     def _begin(self, run: RunDir, secrets: Collection[str]) -> None:
         """A new file. It takes back what older ones hold from the newest row on, or all that there is, and tells that from the rows."""
         from tensorboard.compat.proto.event_pb2 import SessionLog
-        from torch.utils.tensorboard.summary import hparams, text  # type: ignore[attr-defined]
 
         folder = run.path / FOLDER
         folder.mkdir(exist_ok=True)
@@ -65,12 +64,9 @@ class Events:
         self.file = (folder / f"{NAME}{number:010d}.{socket.gethostname()}.{os.getpid()}").open("xb")
         rows = read_rows(run.metrics)
         newest = rows[-1]["step"] if rows and older else 0
-        config = redact.without(secrets, parse.flat(parse.load(run.config)))
-        plain = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in config.items()}
         self._write(file_version="brain.Event:2")
         self._write(step=newest, session_log=SessionLog(status=SessionLog.START))
-        table = "\n".join(["| key | value |", "|---|---|", *(f"| {key} | {value} |" for key, value in plain.items())])
-        for summary in (text("config", table), *hparams(plain, {"val/top1": 0, "val/loss": 0})):
+        for summary in _summaries(redact.without(secrets, parse.flat(parse.load(run.config)))):
             self._write(step=newest, summary=summary)
         for row in rows:
             if row["step"] >= newest:
@@ -92,6 +88,16 @@ class Events:
         except OSError as error:
             self.close()
             self.warn(f"nothing more is written for TensorBoard: {error.strerror or error}; metrics.jsonl has every row")
+
+
+def _summaries(config: Mapping[str, Any]) -> Iterator[Any]:
+    """A config as a text, and as hyperparameters with the scores that they are judged by."""
+    from torch.utils.tensorboard import summary
+
+    make: Any = summary  # without types
+    plain = {key: value if isinstance(value, int | float) else str(value) for key, value in config.items()}
+    yield make.text("config", "\n".join(["| key | value |", "|---|---|", *(f"| {key} | {value} |" for key, value in plain.items())]))
+    yield from make.hparams(plain, {"val/top1": 0, "val/loss": 0})
 
 
 def _is_shown(name: str, value: object) -> bool:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ def test_a_process_knows_its_memory_and_the_processor_time_of_a_step() -> None:
     own.waited_s += 0.5
     waited_s, cpu_s, memory_gib, gpu_gib = own.told()
     assert waited_s == 0.5 and 0.2 <= cpu_s < 2
-    status = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)  # noqa: SIM115, PTH123
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     assert memory_gib == pytest.approx(int(status["VmRSS"].split()[0]) / 2**20, rel=0.1)
     assert math.isnan(gpu_gib)
     own.begin()
