@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from ranks import Job, largest_difference, output, rows, run_ranks, wait_for_step
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb_server import Server, serve
 
 pytestmark = pytest.mark.dist
@@ -26,7 +27,7 @@ CONFIG = {
     "save": {"every": "4 steps"},
     "device": "cpu",
     "report": {"write": "none"},
-    "track": {"project": "pets", "limit_s": 10},
+    "track": {"project": "pets", "limit_s": 10, "tensorboard": True},
 }
 
 
@@ -51,6 +52,10 @@ def test_a_server_that_hangs_changes_no_number_of_a_run_on_two_ranks(config: Pat
     assert codes == [0, 0], said
     plain, tracked = (tmp_path / "runs" / kind for kind in kinds)
     assert largest_difference(rows(plain), rows(tracked)) == 0.0
+    first = json.loads((plain / "metrics.jsonl").read_text().splitlines()[0])
+    told = {name for name in first if name.startswith("system/")}
+    assert told == {f"system/rank{rank}/{name}" for rank in (0, 1) for name in ("data_wait_pct", "cpu_pct", "memory_gib")}
+    assert all(first[f"system/rank{rank}/cpu_pct"] > 0 < first[f"system/rank{rank}/memory_gib"] < 8 for rank in (0, 1))
     assert said.count("sft-dist sync") == 1, said
     assert "/graphql" in server.requests
 
@@ -93,6 +98,10 @@ def test_one_curve_goes_through_a_signal_a_death_and_two_resumes(config: Path, t
     sent = {row["step"]: row for row in server.history[number_in_wandb]}
     assert {step: sent[step]["val/loss"] for step in truth} == {step: row["val/loss"] for step, row in truth.items()}
     assert server.exits[number_in_wandb][-1] == 0
+    shown = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    assert [event.step for event in shown.Scalars("train/loss")] == list(range(1, STEPS + 1))
+    assert [event.step for event in shown.Scalars("val/loss")] == sorted(truth)
+    assert [event.value for event in shown.Scalars("val/loss")] == pytest.approx([truth[step]["val/loss"] for step in sorted(truth)])
 
 
 def test_wandbs_own_agent_drives_a_sweep_of_runs_with_folders_of_their_own(config: Path, tmp_path: Path) -> None:
