@@ -111,7 +111,7 @@ class Session:
         except Exception as error:  # W&B's server is asked about tables, and may not answer
             self.trouble = self._not_sent("tables", error)
             fresh = self.log(row)
-        if online and track.artifact == "export" and self.record.shown < row["step"]:
+        if online and track.artifact == "export" and self.record.shown < row["step"] and not self.trouble:
             try:
                 self._send_model(end)
             except Exception as error:

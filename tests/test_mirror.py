@@ -336,6 +336,7 @@ def test_the_end_of_a_run_shows_its_mistakes_once(tmp_path: Path, monkeypatch: p
     assert server.history[number][-1]["val/top1"] == 0.95
     drawn = json.loads(server.runs[number]["config"])["_wandb"]["value"]["visualize"]["best/confusion"]
     assert drawn["panel_config"]["panelDefId"] == "wandb/confusion_matrix/v1"
+    assert not any(KEY in body for body in server.raw)
     assert not (run.path / "wandb" / "spool" / "artifacts").exists()
     assert not (tmp_path / "home" / ".local").exists()
 

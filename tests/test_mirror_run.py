@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from ranks import Job, largest_difference, output, rows, run_ranks, wait_for_step
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from wandb_server import Server, serve
+from wandb_server import KEY, Server, serve
 
 pytestmark = pytest.mark.dist
 
@@ -87,6 +87,7 @@ def test_one_curve_goes_through_a_signal_a_death_and_two_resumes(config: Path, t
     assert server.shelf.of_kind("model") == [model], "the same files made another artifact"
     assert (model.name, sorted(model.aliases), server.shelf.asked.count("model")) == ("small", ["best", "latest"], 2)
     assert {"model.safetensors", "classes.json", "preprocessing.json", "predict.py", "config.yaml"} <= set(model.files)
+    assert not any(KEY.encode() in content for content in model.files.values())
     best = json.loads((run / "scores.json").read_text())["best"]
     assert (model.metadata["step"], model.metadata["val/top1"]) == (best["step"], best["val/top1"])
     weights = run / "checkpoints" / f"step-{best['step']:08d}" / "model.safetensors"
