@@ -8,13 +8,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 from rich.console import Console
 
 from sft_dist import signals
 from sft_dist.config import Report, Track
 from sft_dist.errors import SftError
+from sft_dist.finale import with_this_package
 from sft_dist.rundir import RunDir, read_json, read_rows, write_atomically
 from sft_dist.session import FOLDER, SYNC, later
 from sft_dist.track import say
@@ -66,7 +66,7 @@ def _write_report(run: RunDir, report: Report) -> str:
         try:
             process = subprocess.Popen(
                 command,
-                env={**_with_this_package(), "CUDA_VISIBLE_DEVICES": ""},
+                env={**with_this_package(), "CUDA_VISIBLE_DEVICES": ""},
                 text=True,
                 start_new_session=True,
                 stdin=subprocess.DEVNULL,
@@ -83,11 +83,6 @@ def _write_report(run: RunDir, report: Report) -> str:
         finally:
             process.kill()
     return (told.strip().splitlines() or [f"exit code {process.returncode}"])[-1] if process.returncode else ""
-
-
-def _with_this_package() -> dict[str, str]:
-    paths = [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 @contextmanager
@@ -122,7 +117,7 @@ def _start_mirror(run: RunDir, track: Track, console: Console) -> "subprocess.Po
         folder.mkdir(mode=0o700, exist_ok=True)
         with signals.held_back(), os.fdopen(os.open(folder / "mirror.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)) as log:
             return subprocess.Popen(
-                command, env=_with_this_package(), text=True, start_new_session=True,
+                command, env=with_this_package(), text=True, start_new_session=True,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
             )  # fmt: skip
     except OSError as error:

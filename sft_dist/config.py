@@ -183,11 +183,17 @@ class Track(Section):
     """A sentence about this run."""
     limit_s: Annotated[int, Field(ge=1, le=240, strict=True)] = 30
     """Seconds that the end of a run waits, at most, for W&B to take the rest."""
+    predictions: Annotated[int, Field(ge=0, le=10_000)] = 100
+    """Rows of the table of predictions that W&B gets at the end: wrong answers first, of them the surest, then right ones, the least sure first. 0 sends none, and no sample's name."""
+    artifact: Literal["none", "export"] = "none"
+    """`export` also sends W&B, at the end, the best checkpoint as an artifact of type model: one file of weights and what goes with it, as `sft-dist ckpt export` writes them."""
     csv: StrictBool = False
     """Also write metrics.csv, for spreadsheets, at the end of each attempt: the rows of metrics.jsonl."""
+    tensorboard: StrictBool = False
+    """Also write event files for TensorBoard, with the rows of metrics.jsonl; needs `pip install 'sft-dist[tensorboard]'`."""
     every: PositiveLength = "1 step"
     """How often a training row is written to metrics.jsonl."""
-    communication: bool = False
+    communication: StrictBool = False
     """Measure what the ranks' messages take: torch's profiler looks at three early steps of each attempt on several ranks, which makes them about twice as long."""
 
 

@@ -23,6 +23,7 @@ from sft_dist.plan import World, processors, timeout_s
 from sft_dist.pulse import Pulse
 from sft_dist.sharding import STRATEGIES, Piece, Tensors, shares
 from sft_dist.tally import Evidence
+from sft_dist.usage import Usage
 
 Result = TypeVar("Result")
 
@@ -47,6 +48,7 @@ class Engine:
                 **arguments,
             )
         self.device = self.accelerator.device
+        self.usage = Usage(self.device)
         ours = dist.get_world_size() if dist.is_initialized() else 1
         came = (self.accelerator.num_processes, ours, self.device.type, self.accelerator.mixed_precision)
         wanted = (world.size, world.size, kind, "no")
@@ -108,12 +110,19 @@ class Engine:
         ranks. With a scale, a step whose norm is not finite is left out."""
         return self.strategy.update(self.prepared, scale)
 
-    def sum(self, values: Sequence[float | Tensor]) -> list[float]:
-        """Each value summed over all ranks, in float64."""
+    def sum(self, values: Sequence[float | Tensor], more: Sequence[float] = ()) -> list[float]:
+        """Each value, and each of the numbers in `more`, summed over all ranks, in float64."""
         stacked = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values])
+        message = torch.cat([stacked, torch.tensor(more, dtype=torch.float64).to(self.device)])
         if self.world > 1:
-            dist.all_reduce(stacked)
-        return stacked.tolist()
+            dist.all_reduce(message)
+        return message.tolist()
+
+    def exchange(self, values: Sequence[float | Tensor]) -> list[float]:
+        """Like `sum`; and in the same message `usage.ranks` comes to hold what each rank uses."""
+        told = self.sum(values, self.usage.placed(self.rank, self.world))
+        self.usage.hear(told[len(values) :])
+        return told[: len(values)]
 
     def merge(self, evidence: Evidence) -> Evidence:
         """The evidence of all ranks: the sums on every rank, the rows on rank 0 only. Rank 0 must have some."""
@@ -213,10 +222,6 @@ class Engine:
     def draw(self, seed: int) -> None:
         """Start dropout and stochastic depth of one pass from a seed."""
         torch.manual_seed(seed)
-
-    def peak_gib(self) -> float | None:
-        """Most device memory held so far, in GiB; None on CPU."""
-        return torch.cuda.max_memory_allocated(self.device) / 2**30 if self.device.type == "cuda" else None
 
     def barrier(self) -> None:
         if self.world > 1:

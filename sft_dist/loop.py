@@ -15,7 +15,6 @@ from sft_dist.loading import to_device
 from sft_dist.models import train_mode
 from sft_dist.plan import Plan
 from sft_dist.progress import Progress
-from sft_dist.pulse import Pulse
 from sft_dist.scaling import LossScale
 from sft_dist.schedule import draw_seed, lr_factor, window
 from sft_dist.signals import StopRequest
@@ -55,7 +54,8 @@ def train(
         rate = config.optim.lr * lr_factor(done, plan)
         optim.set_lr(engine.optimizer, rate)
         engine.pulse.step = done + 1
-        mine = _awaited(itertools.islice(micros, plan.passes_per_rank[engine.rank]), engine.pulse)
+        engine.usage.begin()
+        mine = _awaited(itertools.islice(micros, plan.passes_per_rank[engine.rank]), engine)
         with _said_where(engine, plan, done):
             sums, norm, stop_asked = train_step(task, mine, engine, plan, done, request, scale)
         engine.pulse.at("bookkeeping")
@@ -97,7 +97,7 @@ def train_step(
     norm = engine.update(scaled)
     engine.pulse.at("exchange")
     # The one wait for the device, and the one message, of a step. What stops a run is found out by all ranks at once.
-    *summed, bad, asked = engine.sum([*sums.values(), float(len(problems)), float(request.made)])
+    *summed, bad, asked = engine.exchange([*sums.values(), float(len(problems)), float(request.made)])
     if bad:
         raise ConfigError(engine.agree(problems), everywhere=True)
     result = {"samples": total, **dict(zip(sums, summed, strict=True))}
@@ -106,12 +106,13 @@ def train_step(
     return result, float(norm), asked > 0
 
 
-def _awaited(batches: Iterator[Batch], pulse: Pulse) -> Iterator[Batch]:
+def _awaited(batches: Iterator[Batch], engine: Engine) -> Iterator[Batch]:
     """Pass batches on, and tell of each wait for one."""
     while True:
-        pulse.at("data")
-        batch = next(batches, None)
-        pulse.at("forward")
+        engine.pulse.at("data")
+        with engine.usage.waiting():
+            batch = next(batches, None)
+        engine.pulse.at("forward")
         if batch is None:
             return
         yield batch

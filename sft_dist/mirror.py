@@ -17,7 +17,8 @@ from typing import IO, Any
 from sft_dist.config import Track
 from sft_dist.errors import ConfigError, InfrastructureError, SftError
 from sft_dist.rundir import RunDir, read_json, writing
-from sft_dist.session import FOLDER, SYNC, Record, Session, Steps, first_line, later, let_go
+from sft_dist.session import FOLDER, SYNC, Record, Session, first_line, later, let_go
+from sft_dist.steps import Steps
 
 LOOK_S = 0.5
 
@@ -56,14 +57,17 @@ def sync(run: RunDir, limit_s: float, project: str | None = None, entity: str | 
         if not alone:
             return "the run's own process is sending it"
         with closing(Steps(run.metrics)) as steps:
-            rows = [*steps.new(), *(steps.rest() if read_json(run.outcome).get("outcome") == "done" else [])]
-        record = Record.of(run)
-        if not rows or rows[-1]["step"] <= record.online:
-            return f"nothing new in {len(rows)} steps  {record.url}".rstrip()
+            rows, last = list(steps.new()), list(steps.rest() if read_json(run.outcome).get("outcome") == "done" else [])
+        record, there = Record.of(run), len(rows) + len(last)
+        newest = max((row["step"] for row in [*rows, *last]), default=0)
+        if newest <= record.online and (not last or newest <= record.shown):
+            return f"nothing new in {there} steps  {record.url}".rstrip()
         session = Session(run, record, "online", limit_s, project=project, entity=entity)
-        sent = sum(session.log(row) for row in rows)
+        sent = sum(map(session.log, rows)) + sum(map(session.conclude, last))
         session.finish()
-    return f"{sent} of {len(rows)} steps sent  {record.url}"
+    if session.trouble:
+        raise InfrastructureError(session.trouble)
+    return f"{sent} of {there} steps sent  {record.url}"
 
 
 def main(arguments: list[str]) -> None:
@@ -80,11 +84,13 @@ def main(arguments: list[str]) -> None:
     try:
         with _alone(run, patience_s=math.inf):
             try:
-                _follow(run, _open(run, mode, limit_s, screen), ending)
+                trouble = _follow(run, _open(run, mode, limit_s, screen), ending)
             except Exception:  # W&B's own process has died: of a signal to the whole tree, from which it cannot be kept, or of a bug
                 traceback.print_exc()
                 let_go()
-                _follow(run, _open(run, mode, limit_s), ending)
+                trouble = _follow(run, _open(run, mode, limit_s), ending)
+        if trouble:
+            _say(screen, trouble)
     except Exception as error:  # ours, and whatever W&B's library raises
         traceback.print_exc()
         told = first_line(error) if isinstance(error, SftError) else f"W&B: {first_line(error)}"
@@ -126,15 +132,17 @@ def _open(run: RunDir, mode: str, limit_s: float, screen: IO[str] | None = None)
     return Session(run, record, "offline", limit_s, training)
 
 
-def _follow(run: RunDir, session: Session, ending: Ending) -> None:
+def _follow(run: RunDir, session: Session, ending: Ending) -> str:
+    """Send what comes, to the end; what W&B did not take of that which comes last, or nothing."""
     steps, over = Steps(run.metrics), False
     while not over:
         over = ending.over.wait(LOOK_S)
         for row in steps.new():
             session.log(row)
     for row in steps.rest() if ending.word == "done" else ():
-        session.log(row)
+        session.conclude(row)
     session.finish(exit_code=int(ending.word in ("failed", "lost")))
+    return session.trouble
 
 
 def _say(screen: IO[str] | None, sentence: str) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from sft_dist import datasets, mirror, refuse, rundir
+from sft_dist import datasets, events, mirror, refuse, rundir
 from sft_dist.config import Config
 from sft_dist.errors import ConfigError, MachineError, SftError
 from sft_dist.plan import World
@@ -16,6 +16,7 @@ def check(config: Config, world: World, env: Mapping[str, str]) -> None:
         lambda: datasets.check(config.data),
         lambda: rundir.check(config),
         lambda: mirror.check(config.track, env),
+        lambda: events.check(config.track),
     ]
     found: list[SftError] = []
     for each in checks:

@@ -78,7 +78,7 @@ def _after(parts: Parts, step: StepResult, progress: Progress) -> tuple[Progress
     parts.saver.poll()
     say(parts.console, *parts.saver.warned())
     if parts.tracker:
-        parts.tracker.step(step, parts.engine.peak_gib())
+        parts.tracker.step(step, parts.engine.usage)
     before, asked = progress, step.stop_asked
     if due(progress.step, parts.plan.eval_every, parts.plan.total_steps) and not asked:
         progress, asked = _evaluate(parts, progress)
@@ -245,6 +245,6 @@ def _tracking(parts: Parts) -> Iterator[Parts]:
     with (
         beside.reported(parts.folder, parts.config.report, parts.console),
         beside.mirrored(parts.folder, parts.config.track, parts.console),
-        closing(Tracker(parts.folder, parts.plan, parts.console)) as tracker,
+        closing(Tracker(parts.folder, parts.plan, parts.console, parts.config.track.tensorboard)) as tracker,
     ):
         yield dataclasses.replace(parts, tracker=tracker)

@@ -1,18 +1,19 @@
 """A run of ours as a run in Weights & Biases: the same one after every resume, each step once, no secret in it."""
 
-import json
 import os
+import re
 import shutil
+import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Any
+from typing import Any
 
-from sft_dist import parse, redact
-from sft_dist.errors import ConfigError, InfrastructureError
+from sft_dist import finale, parse, redact
+from sft_dist.errors import InfrastructureError
 from sft_dist.rundir import RunDir, read_json, write_json
 
 INIT_S = 20
@@ -20,42 +21,8 @@ INIT_S = 20
 SYNC = "sft-dist sync"
 FOLDER = "wandb"
 """In the run's folder; W&B's own library wants this name."""
-
-
-class Steps:
-    """The rows of a metrics file as they come, one a step: those of training and of evaluation are laid together."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.file: IO[bytes] | None = None
-        self.part = b""
-        self.open: dict[str, Any] = {}
-
-    def new(self) -> Iterator[dict[str, Any]]:
-        """The steps that are complete, as a later one has begun, since this was last asked."""
-        if not self.file:
-            if not self.path.exists():
-                return
-            self.file = self.path.open("rb")  # kept: a resume puts another file in its place, which begins anew
-        *lines, self.part = (self.part + self.file.read()).split(b"\n")
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                raise ConfigError(f"{self.path} holds a line that is not JSON; it was changed by hand or the disk is damaged") from None
-            if self.open and row["step"] != self.open["step"]:
-                yield from self.rest()
-            self.open |= {name: value for name, value in row.items() if name != "kind" and value is not None}
-
-    def rest(self) -> Iterator[dict[str, Any]]:
-        """The newest step, once nothing more can come to it."""
-        if self.open:
-            row, self.open = self.open, {}
-            yield row
-
-    def close(self) -> None:
-        if self.file:
-            self.file.close()
+MOST_CLASSES = 100
+"""Of which a matrix is drawn: W&B draws 10,000 cells."""
 
 
 @dataclass
@@ -68,6 +35,8 @@ class Record:
     """The last step that a mirror which ended well has handed over, online or offline."""
     online: int = 0
     """The last one that W&B's server has taken."""
+    shown: int = 0
+    """The last step whose tables, and model, W&B's server has taken."""
     offline: list[str] = field(default_factory=list)
     """The folders of offline runs that are whole."""
 
@@ -91,9 +60,12 @@ class Session:
         training: the process whose use of the machine is shown, while it runs. place: project and entity, instead of the config's.
         """
         os.environ["WANDB_ERROR_REPORTING"] = "false"  # else the library tells its makers of our exceptions, and waits for that
+        self.spool = run.path / FOLDER / "spool"
+        os.environ |= dict.fromkeys(("WANDB_DATA_DIR", "WANDB_CACHE_DIR"), str(self.spool.absolute()))  # else it keeps tables in the home
         import wandb
 
-        self.place, self.mode, self.record = run, mode, record
+        self.place, self.mode, self.record, self.limit_s = run, mode, record, limit_s
+        self.ended, self.trouble = 0, ""
         record.write(run)  # the id, before anybody hears it
         if mode == "offline":
             _clear_halves(run, record)
@@ -124,6 +96,29 @@ class Session:
         self.last = row["step"]
         return True
 
+    def conclude(self, row: Mapping[str, Any]) -> bool:
+        """The last step of a run that is done, and what the run shows at its end; False if W&B has the step already.
+
+        What comes to naught of the latter is told in `trouble`, and tried again by the next session.
+        """
+        end, track = time.monotonic() + self.limit_s, parse.load(self.place.config).track
+        online = self.mode == "online"
+        tables = self._tables(track.predictions) if self.record.shown < row["step"] else {}
+        try:
+            fresh = self.log({**row, **tables})
+            if online and not fresh:  # they may have been lost on their way
+                self.run.summary.update(_for_summary(tables))
+        except Exception as error:  # W&B's server is asked about tables, and may not answer
+            self.trouble = self._not_sent("tables", error)
+            fresh = self.log(row)
+        if online and track.artifact == "export" and self.record.shown < row["step"] and not self.trouble:
+            try:
+                self._send_model(end)
+            except Exception as error:
+                self.trouble = self._not_sent("model", error)
+        self.ended = row["step"]
+        return fresh
+
     def summarise(self) -> None:
         """The best and the test scores beside the last ones, which W&B's summary has by itself."""
         scores = read_json(self.place.scores)
@@ -149,8 +144,41 @@ class Session:
             self.record.offline.append(Path(self.run.settings.sync_dir).name)
         else:
             self.record.online = self.last
+            self.record.shown = self.record.shown if self.trouble else max(self.ended, self.record.shown)
+            shutil.rmtree(self.spool, ignore_errors=True)
         self.record.step = max(self.last, self.record.step)
         self.record.write(self.place)
+
+    def _not_sent(self, what: str, error: Exception) -> str:
+        return f"W&B has all steps, but not the {what} of the end: {first_line(error)}; `{SYNC} {self.place.path}` tries again"
+
+    def _tables(self, most: int) -> dict[str, Any]:
+        """The confusion matrix of the best evaluation as W&B draws it, and a table of the samples that it is most wrong about."""
+        import wandb
+
+        shown = finale.look(self.place, most, _secrets())
+        tables: dict[str, Any] = {}
+        if shown.truths and len(shown.classes) <= MOST_CLASSES:
+            names, title = list(shown.classes), "Confusion matrix of the best evaluation"
+            tables["best/confusion"] = wandb.plot.confusion_matrix(
+                y_true=list(shown.truths), preds=list(shown.guesses), class_names=names, title=title
+            )
+        if shown.samples:
+            tables["best/predictions"] = wandb.Table(columns=list(finale.COLUMNS), data=[list(row) for row in shown.samples])
+        return tables
+
+    def _send_model(self, end: float) -> None:
+        """The best checkpoint, exported, as an artifact. W&B knows it by the hash of its files, so that it is there once."""
+        import wandb
+
+        folder = self.spool / "model"
+        finale.export(self.place, folder, limit_s=self.limit_s / 2)
+        best, config = read_json(self.place.scores).get("best", {}), parse.load(self.place.config)
+        about = {name: value for name, value in best.items() if isinstance(value, int | float)}
+        artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", config.run.name), type="model", metadata=about)
+        for file in finale.free_of(_secrets(), folder):
+            artifact.add_file(str(file), policy="immutable", skip_cache=True)  # no further copies of it on this disk
+        self.run.log_artifact(artifact, aliases=["best"]).wait(timeout=max(1, int(end - time.monotonic())))
 
 
 def _about(run: RunDir, environment: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,8 +190,17 @@ def _about(run: RunDir, environment: Mapping[str, Any]) -> dict[str, Any]:
         "tags": track.tags or None, "notes": track.notes,
         "config": {**parse.flat(config), "environment": environment, "plan": read_json(run.path / "plan.json")},
     }  # fmt: skip
-    clean: dict[str, Any] = redact.without(redact.secrets(os.environ).values(), told)
+    clean: dict[str, Any] = redact.without(_secrets(), told)
     return clean
+
+
+def _for_summary(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """W&B draws a chart from a table, and keeps that under a name of its own."""
+    return {f"{name}_table" if hasattr(one, "table") else name: getattr(one, "table", one) for name, one in tables.items()}
+
+
+def _secrets() -> Collection[str]:
+    return redact.secrets(os.environ).values()
 
 
 def later(run: RunDir) -> str:

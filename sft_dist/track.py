@@ -16,13 +16,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sft_dist import attempts, notice, pulse, revision, tally
 from sft_dist.datasets import Split
+from sft_dist.events import Events
 from sft_dist.loop import StepResult
 from sft_dist.plan import Plan
 from sft_dist.progress import Progress as RunProgress
-from sft_dist.redact import redact
+from sft_dist.redact import redact, secrets
 from sft_dist.rundir import STEP, RunDir, step_name, write_atomically, write_json, writing
 from sft_dist.schedule import due
 from sft_dist.tally import Evidence
+from sft_dist.usage import Ranks, Usage
 
 SECONDS_BETWEEN_LINES = 5.0
 NOT_ON_SCREEN = ("val/top5", "val/precision_macro", "val/recall_macro")
@@ -32,13 +34,16 @@ PACKAGES = ("sft-dist", "torch", "torchvision", "accelerate", "safetensors", "py
 class Tracker:
     """The open metrics file and the bar on the screen, from the first step to the last."""
 
-    def __init__(self, run: RunDir, plan: Plan, console: Console) -> None:
+    def __init__(self, run: RunDir, plan: Plan, console: Console, tensorboard: bool = False) -> None:
         self.run, self.plan, self.console = run, plan, console
+        known = secrets(os.environ).values()
+        self.events = Events(run, known, lambda sentence: say(console, sentence)) if tensorboard else None
         self.file: IO[str] = run.metrics.open("a")
         self.lap: dict[str, float] = {}
         """Samples, and seconds by phase, since the last training row."""
         self.measures: dict[str, float] = {}
         """The latest since then."""
+        self.ranks = Ranks()
         self.last_line = time.monotonic()
         self.bar = Progress(
             TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn(),
@@ -53,11 +58,14 @@ class Tracker:
             self.flush()
         finally:
             self.file.close()
+            if self.events:
+                self.events.close()
 
-    def step(self, result: StepResult, peak_gib: float | None) -> None:
+    def step(self, result: StepResult, usage: Usage) -> None:
         """One training row, if one is due, and a sign of life."""
         self.lap = tally.add(self.lap, {"samples": result.sums["samples"], **result.spent})
         self.measures |= result.measures
+        self.ranks.add(usage.ranks, sum(result.spent.get(phase, 0.0) for phase in pulse.STEP))
         if result.scale and result.grad_norm is None:
             told = f"the gradient overflowed fp16 at loss scale {result.scale.scale:g}; no update was made, and the scale is halved"
             say(self.console, f"step {result.step:>6}  {told}")
@@ -68,8 +76,8 @@ class Tracker:
         row |= {"train/lr": result.lr, "train/grad_norm": result.grad_norm, **scale}
         samples, seconds = self.lap.pop("samples"), sum(self.lap.get(phase, 0.0) for phase in pulse.STEP)
         speed = {"speed/samples_per_s": samples / seconds, "speed/data_wait_pct": 100 * self.lap.get("data", 0.0) / seconds}
-        memory = {} if peak_gib is None else {"memory/peak_gib": peak_gib}
-        self._row(result.step, "train", row | speed | self.measures | _times(self.lap) | memory)
+        memory = {} if (peak_gib := usage.peak_gib()) is None else {"memory/peak_gib": peak_gib}
+        self._row(result.step, "train", row | speed | self.measures | _times(self.lap) | memory | self.ranks.row())
         self._show(result, row, speed)
         self.lap, self.measures = {}, {}
 
@@ -90,6 +98,8 @@ class Tracker:
         with writing(self.run.metrics):
             self.file.flush()
             os.fsync(self.file.fileno())
+        if self.events:
+            self.events.flush()
 
     def _row(self, step: int, kind: str, values: Mapping[str, float | None]) -> None:
         samples = step * self.plan.global_batch
@@ -97,6 +107,8 @@ class Tracker:
         with writing(self.run.metrics):
             self.file.write(json.dumps(row) + "\n")
             self.file.flush()
+        if self.events:
+            self.events.add(row)
 
     def _show(self, result: StepResult, row: Mapping[str, float | None], speed: Mapping[str, float]) -> None:
         pace = f"{speed['speed/samples_per_s']:.0f} samples/s, {speed['speed/data_wait_pct']:.0f} % waiting for data"

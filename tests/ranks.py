@@ -90,10 +90,11 @@ def output(log: Path, world: int) -> str:
 
 
 def rows(run: Path) -> dict[tuple[int, str], dict[str, Any]]:
-    """metrics.jsonl by (step, kind), without the columns that tell of speed; every (step, kind) must appear once."""
+    """metrics.jsonl by (step, kind), without the columns that tell of speed and of machines; every (step, kind) must appear once."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     table = {
-        (row["step"], row["kind"]): {k: v for k, v in row.items() if not k.startswith(("speed/", "time/", "memory/"))} for row in lines
+        (row["step"], row["kind"]): {k: v for k, v in row.items() if not k.startswith(("speed/", "time/", "memory/", "system/"))}
+        for row in lines
     }
     assert len(table) == len(lines), "a (step, kind) appears twice"
     return table

@@ -1,6 +1,7 @@
 """The collectives, over two real ranks: sums, evidence with an empty rank, shared outcomes, evened statistics; and a lost peer."""
 
 import json
+import math
 import os
 import signal
 from collections.abc import Sequence
@@ -38,6 +39,8 @@ def exercise(jobs: Sequence[Job]) -> None:
     with Engine(config, world) as engine:
         rank = engine.rank
         found["sum"] = engine.sum([0.1 + rank, torch.tensor(2.0**40), 3])
+        engine.usage.told = lambda: [rank + 0.25, 1.5, 2.0, float("nan") if rank else 8.0]
+        found["exchange"] = engine.exchange([torch.tensor(2), 0.5]), engine.usage.ranks
         found["agree"] = engine.agree([f"rank {rank}"] * (rank + 1))
         own = Evidence({"hits": torch.tensor([1, 2])}, ({"id": rank},)) if rank == 0 else Evidence()
         merged = engine.merge(own)
@@ -72,6 +75,14 @@ def found(folder):
 
 def test_sums_travel_in_double_precision(found):
     assert found[0]["sum"] == found[1]["sum"] == [0.1 + 1.1, 2.0**41, 6.0]
+
+
+def test_one_message_brings_sums_and_what_each_rank_says_of_itself(found):
+    for rank in (0, 1):
+        sums, said = found[rank]["exchange"]
+        assert sums == [4.0, 1.0]
+        assert said[1][:3] == [1.25, 1.5, 2.0] and math.isnan(said[1][3])
+        assert said[0] == [0.25, 1.5, 2.0, 8.0]
 
 
 def test_every_rank_hears_what_any_has_to_say(found):

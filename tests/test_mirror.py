@@ -12,6 +12,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+import given_runs
 import pytest
 from given import a_config
 from rich.console import Console
@@ -21,7 +22,8 @@ from sft_dist import beside, mirror, parse, rundir
 from sft_dist.config import Config
 from sft_dist.errors import ConfigError
 from sft_dist.rundir import RunDir
-from sft_dist.session import Record, Steps
+from sft_dist.session import Record
+from sft_dist.steps import Steps
 
 
 @pytest.fixture(autouse=True)
@@ -223,6 +225,7 @@ def test_offline_logs_of_several_attempts_hold_each_step_once_and_no_secret(tmp_
     run, config = a_run(tmp_path, wandb="offline", notes=f"a slip: {canary[::-1]}", tags=["seeds"], group="g")
     said, _, _ = mirrored(run, config, [a_row(1), a_row(2), a_row(3)])
     go_back(run, 1)
+    (run.predictions / "step-00000002.jsonl").write_text(json.dumps({"id": f"{canary}/a.png", "label": 0, "probs": [0.25, 0.75]}) + "\n")
     said += mirrored(run, config, [a_row(2), a_row(3), a_row(4), a_row(5)], finished=5)[0]
     assert said == []
     assert list(offline_steps(run).values()) == [[1, 2], [3, 4, 5]]
@@ -231,9 +234,12 @@ def test_offline_logs_of_several_attempts_hold_each_step_once_and_no_secret(tmp_
     assert {name: last[name] for name in ("step", "train/loss", "val/top1")} == {"step": 5, "train/loss": 0.2, "val/top1": 0.75}
     for file in run.path.rglob("*"):
         assert file.is_symlink() or not file.stat().st_mode & 0o077 or file.parent == run.path or "wandb" not in file.parts, file
-        held = file.read_bytes() if file.is_file() and file != run.config else b""
+        held = file.read_bytes() if file.is_file() and file != run.config and file.parent != run.predictions else b""
         assert canary.encode() not in held and canary[::-1].encode() not in held, file
     assert any(b"a slip: (redacted)" in file.read_bytes() for file in logs(run))
+    assert any(
+        "(redacted)/a.png" in file.read_text() for file in run.path.glob("wandb/offline-run-*/files/media/table/best/predictions*.json")
+    )
     assert any(b"c0ffee" in file.read_bytes() for file in logs(run))
 
 
@@ -298,6 +304,63 @@ def test_online_each_step_arrives_once_also_after_a_resume_from_before(
     assert about["commit"].startswith("c0ffee")
     assert json.loads(about["config"])["optim.lr"]["value"] == 0.001
     assert not any(KEY in body for body in server.raw)
+
+
+def table(server: Server, name: str) -> dict[str, Any]:
+    """What W&B holds of the one table of that name."""
+    files = [file for artifact in server.shelf.of_kind("run_table") for file in artifact.files.items()]
+    [content] = [content for title, content in files if title.startswith(name)]
+    return json.loads(content)
+
+
+@pytest.mark.dist
+def test_the_end_of_a_run_shows_its_mistakes_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve() as server:
+        enter(monkeypatch, server)
+        track = {"wandb": "online", "project": "zoo", "limit_s": 40, "predictions": 2}
+        run = RunDir(given_runs.a_run(tmp_path / "small", given_runs.guesses([0, 1, 4]), track=track))
+        said, _, _ = mirrored(run, parse.load(run.config))
+        number = Record.of(run).id
+        told = [sync(tmp_path, server)[1].split("  ")[1]]
+        Record(**{**json.loads((run.path / "wandb/mirror.json").read_text()), "shown": 0}).write(run)  # as if their end had been cut off
+        told.append(sync(tmp_path, server)[1].split("  ")[1])
+    assert said == [f"W&B: http://127.0.0.1:{server.port}/tester/zoo/runs/{number}"]
+    assert told == ["nothing new in 4 steps", "0 of 4 steps sent"]
+    assert server.steps(number) == [1, 2, 3, 4]
+    assert {name: table(server, "best/predictions")[name] for name in ("columns", "data")} == {
+        "columns": ["id", "truth", "guess", "confidence", "truth_probability"],
+        "data": [["0.png", "cat", "dog", 0.8, 0.1], ["1.png", "dog", "eel", 0.8, 0.1]],
+    }
+    assert table(server, "best/confusion")["data"] == [
+        ["cat", "cat", 19], ["cat", "dog", 1], ["cat", "eel", 0], ["dog", "cat", 0], ["dog", "dog", 18], ["dog", "eel", 2],
+        ["eel", "cat", 0], ["eel", "dog", 0], ["eel", "eel", 20],
+    ]  # fmt: skip
+    assert server.history[number][-1]["best/predictions"]["nrows"] == server.summary[number]["best/predictions"]["nrows"] == 2
+    assert server.history[number][-1]["val/top1"] == 0.95
+    drawn = json.loads(server.runs[number]["config"])["_wandb"]["value"]["visualize"]["best/confusion"]
+    assert drawn["panel_config"]["panelDefId"] == "wandb/confusion_matrix/v1"
+    assert not any(KEY in body for body in server.raw)
+    assert not (run.path / "wandb" / "spool" / "artifacts").exists()
+    assert not (tmp_path / "home" / ".local").exists()
+
+
+@pytest.mark.dist
+def test_a_server_that_takes_no_tables_takes_the_steps_and_gets_the_tables_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve("no artifacts") as server:
+        enter(monkeypatch, server)
+        track = {"wandb": "online", "project": "zoo", "limit_s": 40}
+        run = RunDir(given_runs.a_run(tmp_path / "small", given_runs.guesses([0]), track=track))
+        [_, said], _, _ = mirrored(run, parse.load(run.config))
+        number = Record.of(run).id
+        assert server.steps(number) == [1, 2, 3, 4] and "best/predictions" not in server.history[number][-1]
+        server.failure = ""
+        code, told = sync(tmp_path, server)
+    assert said.startswith("W&B has all steps, but not the tables of the end: ") and said.endswith(
+        f"; `sft-dist sync {run.path}` tries again"
+    )
+    assert (code, told.split("  ")[1]) == (0, "0 of 4 steps sent")
+    assert server.steps(number) == [1, 2, 3, 4]
+    assert server.summary[number]["best/predictions"]["nrows"] == 60 == table(server, "best/predictions")["nrows"]
 
 
 @pytest.mark.dist

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from ranks import Job, largest_difference, output, rows, run_ranks, wait_for_step
-from wandb_server import Server, serve
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from wandb_server import KEY, Server, serve
 
 pytestmark = pytest.mark.dist
 
@@ -27,7 +28,7 @@ CONFIG = {
     "save": {"every": "4 steps"},
     "device": "cpu",
     "report": {"write": "none"},
-    "track": {"project": "pets", "limit_s": 10},
+    "track": {"project": "pets", "limit_s": 10, "tensorboard": True},
 }
 
 
@@ -53,13 +54,17 @@ def test_a_server_that_hangs_changes_no_number_of_a_run_on_two_ranks(config: Pat
     plain, tracked = (tmp_path / "runs" / kind for kind in kinds)
     assert largest_difference(rows(plain), rows(tracked)) == 0.0
     saw("beside a server that hangs: the curve of the run that is not tracked, to the last bit")
+    first = json.loads((plain / "metrics.jsonl").read_text().splitlines()[0])
+    told = {name for name in first if name.startswith("system/")}
+    assert told == {f"system/rank{rank}/{name}" for rank in (0, 1) for name in ("data_wait_pct", "cpu_pct", "memory_gib")}
+    assert all(first[f"system/rank{rank}/cpu_pct"] > 0 < first[f"system/rank{rank}/memory_gib"] < 8 for rank in (0, 1))
     assert said.count("sft-dist sync") == 1, said
     assert "/graphql" in server.requests
 
 
 def test_one_curve_goes_through_a_signal_a_death_and_two_resumes(config: Path, tmp_path: Path, saw: Callable[[str], None]) -> None:
     run = tmp_path / "runs" / "small"
-    command = [sys.executable, "-m", "sft_dist", "train", str(config), "track.wandb=online"]
+    command = [sys.executable, "-m", "sft_dist", "train", str(config), "track.wandb=online", "track.artifact=export", "track.limit_s=120"]
 
     def start() -> "subprocess.Popen[str]":
         return subprocess.Popen(command, env=environment(server), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -73,7 +78,22 @@ def test_one_curve_goes_through_a_signal_a_death_and_two_resumes(config: Path, t
             said, _ = training.communicate(timeout=120)  # to the end of the pipe, which the mirror must not hold open
             assert training.returncode == (0 if number == signal.SIGUSR1 else -9), said
             assert number == signal.SIGUSR1 or time.monotonic() - asked < 3, "the pipe outlived the training"
-        said, _ = start().communicate(timeout=180)
+        said, _ = start().communicate(timeout=240)
+        assert "W&B has" not in said and "sft-dist sync" not in said, said
+        [model] = server.shelf.of_kind("model")
+        mirror = run / "wandb" / "mirror.json"
+        mirror.write_text(json.dumps({**json.loads(mirror.read_text()), "shown": 0}))
+        sync = [sys.executable, "-m", "sft_dist", "sync", str(run)]
+        again = subprocess.run(sync, env=environment(server), capture_output=True, text=True, timeout=240)
+        assert again.returncode == 0, again.stderr
+    assert server.shelf.of_kind("model") == [model], "the same files made another artifact"
+    assert (model.name, sorted(model.aliases), server.shelf.asked.count("model")) == ("small", ["best", "latest"], 2)
+    assert {"model.safetensors", "classes.json", "preprocessing.json", "predict.py", "config.yaml"} <= set(model.files)
+    assert not any(KEY.encode() in content for content in model.files.values())
+    best = json.loads((run / "scores.json").read_text())["best"]
+    assert (model.metadata["step"], model.metadata["val/top1"]) == (best["step"], best["val/top1"])
+    weights = run / "checkpoints" / f"step-{best['step']:08d}" / "model.safetensors"
+    assert model.files["model.safetensors"] == weights.read_bytes(), "without an average and on one rank the export is the checkpoint"
     assert "resumed at step" in said and "done" in said
     [number_in_wandb] = server.runs
     assert server.steps(number_in_wandb) == list(range(1, STEPS + 1)), said
@@ -82,6 +102,10 @@ def test_one_curve_goes_through_a_signal_a_death_and_two_resumes(config: Path, t
     sent = {row["step"]: row for row in server.history[number_in_wandb]}
     assert {step: sent[step]["val/loss"] for step in truth} == {step: row["val/loss"] for step, row in truth.items()}
     assert server.exits[number_in_wandb][-1] == 0
+    shown = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    assert [event.step for event in shown.Scalars("train/loss")] == list(range(1, STEPS + 1))
+    assert [event.step for event in shown.Scalars("val/loss")] == sorted(truth)
+    assert [event.value for event in shown.Scalars("val/loss")] == pytest.approx([truth[step]["val/loss"] for step in sorted(truth)])
 
 
 def test_wandbs_own_agent_drives_a_sweep_of_runs_with_folders_of_their_own(config: Path, tmp_path: Path) -> None:

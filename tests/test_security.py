@@ -54,7 +54,7 @@ def test_no_file_of_a_run_holds_a_secret_and_a_resume_closes_the_folder_again(tm
         assert refused.returncode == 2
         assert "track.project" in refused.stderr and "canary" not in refused.stderr + refused.stdout
         assert not (tmp_path / "runs").exists()
-    done = start(tmp_path)
+    done = start(tmp_path, "track.tensorboard=true")
     assert done.returncode == 0, done.stderr
     run = tmp_path / "runs" / "config"
     run.chmod(0o755)
@@ -64,6 +64,7 @@ def test_no_file_of_a_run_holds_a_secret_and_a_resume_closes_the_folder_again(tm
     assert longer.returncode == 0, longer.stderr
     assert stat.S_IMODE(run.stat().st_mode) == 0o700
     files = [path for path in run.rglob("*") if path.is_file()]
+    assert any("tfevents" in path.name for path in files)
     assert {"env.json", "config.yaml", "metrics.jsonl", "outcome.json", "model.safetensors", "state.json"} <= {path.name for path in files}
     for path in files:
         assert not re.search(rb"canary\d", path.read_bytes()), path

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from given import a_config
 from rich.console import Console
 
@@ -19,6 +20,7 @@ from sft_dist.plan import World, make_plan
 from sft_dist.progress import Progress
 from sft_dist.rundir import RunDir
 from sft_dist.tally import Evidence
+from sft_dist.usage import Usage
 
 SPENT = {"bookkeeping": 1.0, "save": 3.0, "data": 0.5, "forward": 0.5, "backward": 0.75, "update": 0.125, "exchange": 0.125}
 
@@ -45,7 +47,7 @@ def tracked(run: RunDir, steps: int, screen: io.StringIO, **keys: object) -> Non
     tracker = a_tracker(run, screen, **keys)
     try:
         for number in range(1, steps + 1):
-            tracker.step(a_step(number), peak_gib=None)
+            tracker.step(a_step(number), Usage(torch.device("cpu")))
         progress = Progress(step=steps, best={"step": steps})
         tracker.evaluation(progress, {"loss": 0.75}, {"val/loss": 0.5, "val/top1": 0.25, "val/top5": 1.0}, improved=True)
     finally:
@@ -89,7 +91,7 @@ def test_what_was_measured_of_a_step_without_a_row_stands_in_the_next_row(tmp_pa
     with closing(tracker):
         for number in range(1, 5):
             measures = {"speed/communication_pct": 10.0 * number} if number < 2 else {}
-            tracker.step(replace(a_step(number), measures=measures), peak_gib=None)
+            tracker.step(replace(a_step(number), measures=measures), Usage(torch.device("cpu")))
     assert [row.get("speed/communication_pct") for row in rows_of(run)] == [10.0, None]
 
 
@@ -99,7 +101,7 @@ def test_the_time_after_the_last_row_stands_in_the_attempts_folder(tmp_path: Pat
     (run.path / "attempts" / "1").mkdir(parents=True, exist_ok=True)
     with closing(a_tracker(run, io.StringIO(), track__every="2 steps")) as tracker:
         for number in range(1, 4):
-            tracker.step(a_step(number), peak_gib=None)
+            tracker.step(a_step(number), Usage(torch.device("cpu")))
         tracker.tail(1, {"bookkeeping": 0.5, "end": 0.25})
     tail = json.loads((run.path / "attempts" / "1" / "tail.json").read_text())
     assert tail == {f"time/{phase}_s": seconds for phase, seconds in {**SPENT, "bookkeeping": 1.5, "end": 0.25}.items()}

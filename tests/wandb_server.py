@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from wandb_artifacts import Shelf
+
 KEY = "c" * 40
 
 
@@ -17,7 +19,7 @@ class Server:
     """What has come in. `history` holds a run's rows in the order of their arrival, by the run's id."""
 
     failure: str = ""
-    """"": none; "refuses": every request is forbidden; "500"; "nonsense"; "hangs": accepts and never answers; "hangs later": after the start."""
+    """"": none; "no artifacts": it knows nothing of those; "refuses": every request is forbidden; "500"; "nonsense"; "hangs": accepts and never answers; "hangs later": after the start."""
     port: int = 0
     requests: list[str] = field(default_factory=list)
     history: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -31,6 +33,7 @@ class Server:
     """What the agent starts."""
     raw: list[str] = field(default_factory=list)
     """The bodies of all requests."""
+    shelf: Shelf = field(default_factory=Shelf)
 
     def environment(self) -> dict[str, str]:
         return {"WANDB_BASE_URL": f"http://127.0.0.1:{self.port}", "WANDB_API_KEY": KEY}
@@ -38,7 +41,8 @@ class Server:
     def steps(self, run: str) -> list[int]:
         return [row["_step"] for row in self.history.get(run, [])]
 
-    def answer(self, path: str, body: str) -> tuple[int, str]:
+    def answer(self, path: str, content: bytes) -> tuple[int, str]:
+        body = content.decode(errors="replace")
         self.requests.append(path)
         self.raw.append(body)
         started = bool(self.runs)
@@ -52,7 +56,11 @@ class Server:
             return 200, json.dumps(self._stream(path.split("/")[-2], json.loads(body)))
         if path.endswith("/graphql"):
             asked = json.loads(body)
+            if self.failure == "no artifacts" and "rtifact" in asked["query"]:
+                return 200, json.dumps({"data": {}})
             return 200, json.dumps({"data": self._graphql(asked["query"], asked.get("variables") or {})})
+        if path.startswith("/storage/artifact/"):
+            self.shelf.keep(path, content)
         return (200, "") if path.startswith("/storage/") else (404, "{}")
 
     def _stream(self, run: str, sent: dict[str, Any]) -> dict[str, Any]:
@@ -69,6 +77,8 @@ class Server:
         return {}
 
     def _graphql(self, query: str, told: dict[str, Any]) -> dict[str, Any]:
+        if about_artifacts := self.shelf.answer(query, told):
+            return about_artifacts
         if "RunResumeStatus" in query:
             return {
                 "model": {
@@ -135,7 +145,7 @@ def serve(failure: str = "", **settings: Any) -> Iterator[Server]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
-            code, text = server.answer(self.path, body.decode(errors="replace"))
+            code, text = server.answer(self.path, body)
             self.send_response(code)
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(text)))
@@ -151,6 +161,7 @@ def serve(failure: str = "", **settings: Any) -> Iterator[Server]:
     listening.daemon_threads = True
     listening.block_on_close = False
     server.port = listening.server_port
+    server.shelf.place = f"http://127.0.0.1:{server.port}"
     threading.Thread(target=listening.serve_forever, daemon=True).start()
     try:
         yield server

@@ -1,0 +1,80 @@
+"""What a run that is done shows elsewhere beside its curves: how it mixes up classes, the samples it is most wrong about, and its model."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sft_dist import redact
+from sft_dist.errors import InfrastructureError
+from sft_dist.history import reading
+from sft_dist.history.records import printable
+from sft_dist.rundir import RunDir
+
+COLUMNS = ("id", "truth", "guess", "confidence", "truth_probability")
+WEIGHTS = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Finale:
+    """The best evaluation, from the files of the run.
+
+    classes: their names, by number. truths, guesses: a number for each sample. samples: rows of COLUMNS, those that are wrong first, of
+    them the surest, then of those that are right the least sure.
+    """
+
+    classes: Sequence[str] = ()
+    truths: Sequence[int] = ()
+    guesses: Sequence[int] = ()
+    samples: Sequence[tuple[str, str, str, float, float]] = ()
+
+
+def look(run: RunDir, most: int, secrets: Collection[str]) -> Finale:
+    """What the run's predictions say, with `most` samples; empty where there are none that can be read. secrets: what no text may hold."""
+    record = reading.read(run.path)
+    step = record.step("best")
+    if step is None:
+        return Finale()
+    said = record.predictions(step)
+    known = dict(enumerate(record.classes))
+    classes = [_clean(known.get(number, str(number)), secrets) for number in range(1 + max([-1, *known, *said.truths, *said.guesses]))]
+    columns = zip(said.ids, said.truths, said.guesses, said.confidence, said.certainty, strict=True)
+    worst = sorted(columns, key=lambda row: (row[1] == row[2], row[4]))[:most]
+    samples = [(_clean(name, secrets), classes[truth], classes[guess], sure, true) for name, truth, guess, sure, true in worst]
+    return Finale(classes, said.truths, said.guesses, samples)
+
+
+def export(run: RunDir, to: Path, limit_s: float) -> None:
+    """Write the best checkpoint into a folder, as `sft-dist ckpt export` does. Raises InfrastructureError where that does not come about.
+
+    In a process of its own, which sees no GPU: this one has no torch, and the training's memory may still be taken.
+    """
+    command = [sys.executable, "-P", "-m", "sft_dist", "ckpt", "export", str(run.path.absolute()), "--to", str(to.absolute())]
+    environment = {**with_this_package(), "CUDA_VISIBLE_DEVICES": ""}
+    shutil.rmtree(to, ignore_errors=True)
+    try:
+        done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        raise InfrastructureError(f"its export took longer than {limit_s:.0f} s") from None
+    if done.returncode:
+        told = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise InfrastructureError(f"it is not exported: {told[-1].strip(' -')}")
+
+
+def free_of(secrets: Collection[str], folder: Path) -> list[Path]:
+    """The files of an export in whose text no secret stands, by name."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return [path for path in files if path.suffix == WEIGHTS or (text := path.read_text(encoding="utf-8")) == redact.without(secrets, text)]
+
+
+def with_this_package() -> dict[str, str]:
+    """This process's environment, for one that is to run the same code."""
+    paths = [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _clean(text: str, secrets: Collection[str]) -> str:
+    return printable(str(redact.without(secrets, text)))

@@ -1,0 +1,75 @@
+"""What a run shows at its end is what its files say: the worst answers first, no more than were asked for, and no secret."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from given_runs import TRUTHS, a_run, guesses, write
+
+from sft_dist import finale
+from sft_dist.errors import InfrastructureError
+from sft_dist.finale import Finale
+from sft_dist.rundir import RunDir
+
+
+def a_prediction(name: str, label: int, *probs: float) -> dict[str, object]:
+    return {"id": name, "label": label, "probs": list(probs)}
+
+
+def test_the_surest_mistake_comes_first_and_the_surest_right_answer_last(tmp_path: Path) -> None:
+    run = RunDir(a_run(tmp_path / "one", guesses([])))
+    write(
+        run.predictions / "step-00000004.jsonl",
+        a_prediction("sure.png", 0, 0.9, 0.1, 0.0),
+        a_prediction("doubtful.png", 1, 0.3, 0.4, 0.3),
+        a_prediction("close.png", 2, 0.0, 0.6, 0.4),
+        a_prediction("far.png", 2, 0.8, 0.1, 0.1),
+    )
+    shown = finale.look(run, 3, [])
+    assert shown.samples == [
+        ("far.png", "eel", "cat", 0.8, 0.1), ("close.png", "eel", "dog", 0.6, 0.4), ("doubtful.png", "dog", "dog", 0.4, 0.4),
+    ]  # fmt: skip
+    assert (list(shown.classes), list(shown.truths), list(shown.guesses)) == (["cat", "dog", "eel"], [0, 1, 2, 2], [0, 1, 1, 0])
+    assert finale.look(run, 0, []).samples == []
+
+
+def test_what_cannot_be_read_is_left_out(tmp_path: Path) -> None:
+    run = RunDir(a_run(tmp_path / "one", guesses([0])))
+    assert len(finale.look(run, 100, []).truths) == len(TRUTHS)
+    file = run.predictions / "step-00000004.jsonl"
+    file.write_text(file.read_text()[:-5] + '\n{"id": 3}\n\0')
+    assert len(finale.look(run, 100, []).truths) == len(TRUTHS) - 1
+    file.unlink()
+    assert finale.look(run, 100, []) == Finale(["cat", "dog", "eel"], (), (), [])
+    run.scores.write_text("[]")
+    assert finale.look(run, 100, []) == Finale()
+
+
+def test_a_secret_in_the_name_of_a_sample_or_of_a_class_is_taken_out(tmp_path: Path) -> None:
+    run = RunDir(a_run(tmp_path / "one", guesses([])))
+    write(
+        run.predictions / "step-00000004.jsonl",
+        a_prediction("https://me:canary1@host/a.png", 1, 0.2, 0.8),
+        a_prediction("canary2/b.png", 0, 0.7, 0.3),
+    )
+    run.scores.write_text(json.dumps({"best": {"step": 4, "per_class": {"canary2": {}, "dog\x1b[2J": {}}}}))
+    assert [(row[0], row[1]) for row in finale.look(run, 100, ["canary2"]).samples] == [
+        ("(redacted)/b.png", "(redacted)"), ("https://(redacted)@host/a.png", "dog\\x1b[2J"),
+    ]  # fmt: skip
+
+
+def test_a_file_of_an_export_that_holds_a_secret_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"\xff\0")
+    (tmp_path / "README.md").write_text("plain")
+    (tmp_path / "config.yaml").write_text("notes: canary1")
+    assert [file.name for file in finale.free_of(["canary1"], tmp_path)] == ["README.md", "model.safetensors"]
+
+
+def test_an_export_that_cannot_be_made_says_why_and_one_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    run = RunDir(a_run(tmp_path / "one", guesses([])))
+    shutil.rmtree(run.checkpoints / "step-00000004")
+    with pytest.raises(InfrastructureError, match=r"^it is not exported: .* has no checkpoint yet$"):
+        finale.export(run, tmp_path / "model", limit_s=120)
+    with pytest.raises(InfrastructureError, match=r"^its export took longer than 0 s$"):
+        finale.export(run, tmp_path / "model", limit_s=0.05)
