@@ -125,8 +125,10 @@ class Session:
         return True
 
     def summarise(self) -> None:
-        """The best and the test scores beside the last ones, which W&B's summary has by itself."""
+        """How it ended, and the best and the test scores beside the last ones, which W&B's summary has by itself."""
         scores = read_json(self.place.scores)
+        ended, last = read_json(self.place.outcome).get("outcome"), scores.get("last", {}).get("step")
+        self.run.summary.update({name: told for name, told in (("outcome", ended), ("last/step", last)) if told is not None})
         numbers = {name: entry for name, entry in scores.items() if name in ("best", "test")}
         self.run.summary.update(
             {

@@ -18,7 +18,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     "errors units redact config parse plan refuse schema schedule tally manifest rundir revision scaling progress signals pulse attempts "
     "locks inventory notice history",
-    "datasets session mirror preflight transforms archive weights blocks models optim tasks loading",
+    "datasets session remote mirror preflight transforms archive weights blocks models optim tasks loading",
     "machine sharding engine",
     "average checkpoint saver export evaluate loop track beside pictures pages compare report datacheck watch score run",
     "guard ending draft prepare_cli cli train __main__",
@@ -26,7 +26,20 @@ FLOORS = (
 ORDER = " ".join(FLOORS).split()
 PAPER = FLOORS[0].split()
 BANNED_NAMES = {"utils", "util", "common", "helpers", "base", "manager"}
-MAY_READ_ENVIRONMENT = {"ending", "cli", "train", "__main__", "machine", "engine", "sharding", "session", "mirror", "beside", "track"}
+MAY_READ_ENVIRONMENT = {
+    "ending",
+    "cli",
+    "train",
+    "__main__",
+    "machine",
+    "engine",
+    "sharding",
+    "session",
+    "remote",
+    "mirror",
+    "beside",
+    "track",
+}
 
 TOO_LONG: dict[str, str] = {  # "file" or "file:function" -> why it is better longer
     "plan.py:make_plan": "one argument a line; cutting it apart would hide that every number of a plan is made here",
@@ -109,7 +122,7 @@ def test_paper_stands_on_the_standard_library_pydantic_and_yaml(path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("library", "rooms"), [("accelerate", {"engine", "sharding"}), ("deepspeed", {"sharding"}), ("wandb", {"session"})]
+    ("library", "rooms"), [("accelerate", {"engine", "sharding"}), ("deepspeed", {"sharding"}), ("wandb", {"session", "remote"})]
 )
 def test_a_library_has_its_room(library: str, rooms: set[str]) -> None:
     found = {room(path) for path in FILES for name, _, _ in imports(path) if name.split(".")[0] == library}
@@ -205,7 +218,7 @@ main({arguments!r})
 
 
 def test_paper_and_data_sets_can_be_imported_without_torch() -> None:
-    names = [f"sft_dist.{name}" for name in (*PAPER, "datasets", "session", "mirror", "preflight", "cli")]
+    names = [f"sft_dist.{name}" for name in (*PAPER, "datasets", "session", "remote", "mirror", "preflight", "cli")]
     program = f"import importlib, sys\nfor name in {names!r}: importlib.import_module(name)\nprint('torch' in sys.modules, 'numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.split() == ["False", "False"]

@@ -136,18 +136,13 @@ def test_runs_are_found_below_a_folder_in_the_order_in_which_people_count(tmp_pa
 def test_a_place_without_a_run_is_refused(tmp_path: Path, name: str, told: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=told):
-        reading.gather([str(tmp_path / name)])
-
-
-def test_runs_of_another_source_are_refused_until_they_can_be_read() -> None:
-    with pytest.raises(ConfigError, match="wandb:me/pets: comparing runs of Weights & Biases is not built yet"):
-        reading.gather(["wandb:me/pets"])
+        reading.gather([tmp_path / name])
 
 
 def test_runs_of_one_name_are_told_apart_by_as_much_of_their_paths_as_it_takes(tmp_path: Path) -> None:
     for name in ("x/a/same", "x/b/same", "y/b/same", "other"):
         a_run(tmp_path / name, guesses([]))
-    found, _ = reading.gather([str(tmp_path)])
+    found, _ = reading.gather([tmp_path])
     assert sorted(record.name for record in records.told_apart(found)) == ["a/same", "other", "x/b/same", "y/b/same"]
 
 
@@ -166,3 +161,33 @@ def test_the_time_of_attempts_is_read_where_every_node_has_told_its_end(tmp_path
                 write_json(attempt / f"node-{node}" / "exit.json", {"code": 0, "time_ns": end * 10**9})
         write_json(attempt / "attempt.json", {"nodes": 2, "procs": 4, "started_ns": 20 * 10**9})
     assert reading.read(run).turns == (records.Turn(8, 60.0), records.Turn(8, None))
+
+
+@pytest.mark.parametrize(
+    ("limit", "file", "told"),
+    [
+        ("MOST_RECORD", "plan.json", "plan.json cannot be read (2 MiB; at most 1 MiB are read)"),
+        ("MOST_RECORD", "config.yaml", "config.yaml cannot be read (2 MiB; at most 1 MiB are read)"),
+        ("MOST_ROWS", "metrics.jsonl", "metrics.jsonl cannot be read (2 MiB; at most 1 MiB are read)"),
+        ("MOST_PREDICTIONS", "predictions/step-00000004.jsonl", "step-00000004.jsonl cannot be read (2 MiB; at most 1 MiB are read)"),
+    ],
+)
+def test_a_file_that_is_far_too_large_is_left_out_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, file: str, told: str
+) -> None:
+    run = a_run(tmp_path / "run", guesses([]))
+    monkeypatch.setattr(reading, limit, 1 << 20)
+    record = reading.read(run)
+    assert [*record.problems, *record.curves().problems, *record.predictions(4).problems] == []
+    with (run / file).open("ab") as added:
+        added.truncate(2 << 20)  # a hole: nothing is written
+    record = reading.read(run)
+    assert [*record.problems, *record.curves().problems, *record.predictions(4).problems] == [told]
+
+
+def test_the_fingerprint_of_the_data_is_told_by_the_run_or_else_by_its_checkpoint(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", guesses([]))
+    assert reading.read(run).fingerprint == "f1"
+    env = json.loads((run / "env.json").read_text())
+    (run / "env.json").write_text(json.dumps({**env, "data_fingerprint": "f2"}))
+    assert reading.read(run).fingerprint == "f2"

@@ -4,13 +4,13 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from sft_dist import pictures, rundir
+from sft_dist import pictures, remote, rundir
 from sft_dist.compare import data, table, telling, verdicts
 from sft_dist.compare import page as comparison
 from sft_dist.compare.verdicts import Choice, Comparison
 from sft_dist.errors import ConfigError, MachineError
 from sft_dist.history import reading
-from sft_dist.history.records import printable
+from sft_dist.history.records import Record, printable
 from sft_dist.pages import terminal
 
 
@@ -21,8 +21,8 @@ def compare(runs: Sequence[str], baseline: Sequence[str], out: Path, choice: Cho
     """
     if out.is_dir() and reading.is_run(path.name for path in out.iterdir()):
         raise ConfigError(f"{out.absolute()} is a run's folder, where a comparison has no place; choose another with --out")
-    records, passed = reading.gather(runs)
-    base, passed_there = reading.gather(baseline)
+    records, passed = _gather(runs)
+    base, passed_there = _gather(baseline)
     found = verdicts.judge(records, base, choice)
     found = dataclasses.replace(found, notes=[*dict.fromkeys([*passed, *passed_there, *found.notes])])
     table.show(found)
@@ -32,6 +32,15 @@ def compare(runs: Sequence[str], baseline: Sequence[str], out: Path, choice: Cho
         told += [f"{name} has no {found.metric} to hold against {found.baseline}" for name in found.left_out]
         raise ConfigError([printable(line) for line in told])
     return int(bool(found.regressions))
+
+
+def _gather(words: Sequence[str]) -> tuple[list[Record], list[str]]:
+    """The runs that words name, here or in W&B, each once; and what is to be said of them."""
+    there = [remote.gather(word) for word in dict.fromkeys(words) if word.startswith(remote.PREFIX)]
+    here = reading.gather([Path(word) for word in words if not word.startswith(remote.PREFIX)])
+    found = {record.place: record for records, _ in (here, *there) for record in records}
+    silent = ["of runs in W&B no predictions of single samples are read, so their scores are tested over seeds only"] if there else []
+    return list(found.values()), [*silent, *(line for _, told in (here, *there) for line in told)]
 
 
 def write(found: Comparison, out: Path) -> None:

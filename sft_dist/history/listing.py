@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_dist.history import reading
-from sft_dist.history.records import is_number, printable
+from sft_dist.history.records import Record, is_number, printable
 from sft_dist.progress import HEADLINES
 from sft_dist.rundir import read_json
 
@@ -36,6 +36,23 @@ def lines(place: Path) -> tuple[list[Line], list[str]]:
     """The runs of a folder, sorted by name as people count, and what was passed over."""
     folders, passed = reading.find([place])
     return [_line(folder, _title(folder, place)) for folder in folders], passed
+
+
+def of(records: Sequence[Record]) -> list[Line]:
+    """The lines of runs that were read already."""
+    return [
+        Line(
+            name=record.name,
+            outcome=record.outcome.get("outcome", "unfinished"),
+            step=_whole(record.outcome.get("step")),
+            of=_whole(record.plan.get("total_steps")),
+            metric=record.headline if record.headline in record.numbers("best") else None,
+            best=record.numbers("best").get(record.headline),
+            seed=_whole(record.config.get("train.seed")),
+            when=_shown(record.when),
+        )
+        for record in records
+    ]
 
 
 def describe(found: Sequence[Line]) -> list[str]:
@@ -66,7 +83,6 @@ def _line(folder: Path, name: str) -> Line:
     best = _best(folder / "scores.json")
     metric = next((name for name, _ in HEADLINES.values() if is_number(best.get(name))), None)
     ended = outcome.get("outcome")
-    when = datetime.fromtimestamp(reading.touched(folder)).astimezone()
     return Line(
         name=name,
         outcome=ended if ended in ("done", "saved", "failed") else "unfinished",
@@ -75,8 +91,12 @@ def _line(folder: Path, name: str) -> Line:
         metric=metric,
         best=float(best[metric]) if metric else None,
         seed=_whole(plan.get("seed")),
-        when=when.strftime("%Y-%m-%d %H:%M"),
+        when=_shown(reading.touched(folder)),
     )
+
+
+def _shown(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def _best(scores: Path) -> dict[str, Any]:

@@ -19,13 +19,14 @@ MARKS = {"plan.json", "metrics.jsonl", "outcome.json", "attempts"}  # what a run
 DEEPEST = 4  # folders below one that is named: runs/<project>/<run> and a little more
 NESTED = "(nested)"
 MOST_KEYS = 10_000  # of a config: a few lines of YAML can name a section a million times
+MIB = 1 << 20
+MOST_RECORD, MOST_ROWS, MOST_PREDICTIONS = 64 * MIB, 256 * MIB, 2048 * MIB
+"""Bytes of a file that is read: a JSON or YAML file, the rows of a run, its predictions (50,000 samples of 1,000 classes are 1,000 MiB)."""
 
 
-def gather(words: Sequence[str]) -> tuple[list[Record], list[str]]:
-    """The runs that words name, each word a run's folder or a folder of such; and what was passed over, and why."""
-    if remote := [word for word in words if word.startswith("wandb:")]:
-        raise ConfigError(f"{', '.join(remote)}: comparing runs of Weights & Biases is not built yet; name folders of this machine")
-    folders, passed = find([Path(word) for word in words])
+def gather(places: Sequence[Path]) -> tuple[list[Record], list[str]]:
+    """The runs among and below folders; and what was passed over, and why."""
+    folders, passed = find(places)
     found = [read(folder) for folder in folders]
     return found, [*passed, *(f"{record.name}: {problem}" for record in found for problem in record.problems)]
 
@@ -75,11 +76,7 @@ def read(folder: Path) -> Record:
     run = RunDir(folder)
     problems: list[str] = []
     plan, env, outcome, scores = (_object(folder / f"{name}.json", problems) for name in ("plan", "env", "outcome", "scores"))
-    state: dict[str, Any] = {}
-    with suppress(OSError, UnicodeDecodeError):
-        checkpoint = run.pointed_to("latest") or run.pointed_to("best")
-        state = _object(checkpoint / "state.json", problems) if checkpoint else {}
-    fingerprint = state.get("fingerprint")
+    fingerprint = env.get("data_fingerprint") or _state(run, problems).get("fingerprint")
     return Record(
         name=printable(folder.absolute().name),
         place=printable(str(folder.resolve())),
@@ -111,9 +108,17 @@ def touched(folder: Path) -> float:
     return max(times)
 
 
+def _state(run: RunDir, problems: list[str]) -> dict[str, Any]:
+    """Of the latest checkpoint, or the best. Runs of before env.json told the data's fingerprint tell it there."""
+    with suppress(OSError, UnicodeDecodeError):
+        if checkpoint := run.pointed_to("latest") or run.pointed_to("best"):
+            return _object(checkpoint / "state.json", problems)
+    return {}
+
+
 def _object(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        content = json.loads(_text(path)) if path.is_file() else {}
     except (OSError, ValueError, RecursionError) as error:
         problems.append(f"{path.name} cannot be read ({_first_line(error)})")
         return {}
@@ -127,14 +132,19 @@ def _config(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
         if not path.is_file():
             raise ValueError("it is no file")
-        text = path.read_text(encoding="utf-8")
+        text = _text(path)
         tree = yaml.load(text, yaml.CSafeLoader) if yaml.__with_libyaml__ else yaml.load(text, yaml.SafeLoader)  # seven times faster
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         problems.append(f"config.yaml cannot be read ({_first_line(error)})")
         return {}
     if not isinstance(tree, dict):
         problems.append("config.yaml holds no keys")
-    return dict(islice(_flat(tree, "", depth=3), MOST_KEYS)) if isinstance(tree, dict) else {}
+    return flat(tree) if isinstance(tree, dict) else {}
+
+
+def flat(tree: Mapping[Any, Any]) -> dict[str, Any]:
+    """Dotted key -> value, of any config: what is nested deeper than one of ours is not followed."""
+    return dict(islice(_flat(tree, "", depth=3), MOST_KEYS))
 
 
 def _flat(tree: Mapping[Any, Any], above: str, depth: int) -> Iterator[tuple[str, Any]]:
@@ -171,7 +181,7 @@ def _predictions(path: Path) -> Predictions:
     problems: list[str] = []
     samples: dict[str, tuple[int, int, float, float]] = {}
     bad = 0
-    for row in _lines(path, problems):
+    for row in _lines(path, problems, MOST_PREDICTIONS):
         sample, label, probs = row.get("id"), row.get("label"), row.get("probs")
         if (
             isinstance(sample, str)
@@ -191,26 +201,39 @@ def _predictions(path: Path) -> Predictions:
     return Predictions(list(samples), truths, guesses, certainty, tuple(problems), confidence)
 
 
-def _lines(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
+def _lines(path: Path, problems: list[str], most: int | None = None) -> Iterator[dict[str, Any]]:
     """The objects of a JSON-lines file; what is none, like a last line that a crash cut short, is counted under `problems`."""
+    bad, number, line = [], 0, "\n"
     try:
-        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    except OSError as error:
+        if not path.is_file():
+            return
+        _fits(path, most or MOST_ROWS)
+        with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    row = json.loads(line) if line != "\n" else None
+                except (ValueError, RecursionError):
+                    row = None
+                if isinstance(row, dict):
+                    yield row
+                elif line != "\n":
+                    bad.append(number)
+    except (OSError, ValueError) as error:
         problems.append(f"{path.name} cannot be read ({_first_line(error)})")
-        return
-    lines, bad = text.split("\n"), []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line) if line else None
-        except (ValueError, RecursionError):
-            row = None
-        if isinstance(row, dict):
-            yield row
-        elif line:
-            bad.append(number)
     if bad:
-        where = "the last, cut short" if bad == [len(lines)] else f"the first is line {bad[0]}"
+        where = "the last, cut short" if bad == [number] and not line.endswith("\n") else f"the first is line {bad[0]}"
         problems.append(f"{path.name}: {len(bad)} line(s) left out ({where})")
+
+
+def _text(path: Path) -> str:
+    _fits(path, MOST_RECORD)
+    return path.read_text(encoding="utf-8")
+
+
+def _fits(path: Path, most: int) -> None:
+    """Raises ValueError for a file that is larger than any of its kind that a run writes."""
+    if (size := path.stat().st_size) > most:
+        raise ValueError(f"{size // MIB} MiB; at most {most // MIB} MiB are read")
 
 
 def _first_line(error: BaseException) -> str:
