@@ -7,15 +7,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from sft_dist import ending, guard, prepare_cli
 from sft_dist.pulse import Pulse
-
-if TYPE_CHECKING:  # `--help` must not build the config
-    pass
 
 RUN = click.argument("run_folder", type=click.Path(path_type=Path), metavar="RUN")
 OVERRIDES = {"ignore_unknown_options": True, "allow_interspersed_args": True}
@@ -132,12 +129,13 @@ def watch_command(place: Path, once: bool, every_s: float) -> None:
 @click.option("--top", type=click.IntRange(2), metavar="N", help="Only the first N recipes; by default 10.")
 @click.option("--baseline", multiple=True, metavar="RUN", help="Compare all with this; exit code 1 if one is worse beyond noise.")
 @click.option("--out", type=click.Path(path_type=Path), default=".", help="Folder for compare.html and compare.json; by default this one.")
-def compare_command(runs: tuple[str, ...], baseline: tuple[str, ...], out: Path, **choice: Any) -> None:
+@click.option("--wandb-report", "report", is_flag=True, help="Make a report of it in W&B, of the runs that are there.")
+def compare_command(runs: tuple[str, ...], baseline: tuple[str, ...], out: Path, report: bool, **choice: Any) -> None:
     """Which RUN is better, in what do they differ, and is it noise? RUN is a run's folder, a folder of runs, or wandb:entity/project[/run]."""
     from sft_dist.compare.command import compare
     from sft_dist.compare.verdicts import Choice
 
-    sys.exit(compare(runs, baseline, out, Choice(**choice)))
+    sys.exit(compare(runs, baseline, out, Choice(**choice), report))
 
 
 @cli.command("report")

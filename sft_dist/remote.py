@@ -1,5 +1,6 @@
 """Runs in Weights & Biases as records, from its public API: config, scores and rows, whoever tracked them; no predictions of single samples."""
 
+import atexit
 import os
 import re
 import tempfile
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -17,7 +19,8 @@ from sft_dist.config import Config
 from sft_dist.errors import ConfigError, InfrastructureError
 from sft_dist.history.reading import flat
 from sft_dist.history.records import Curves, Predictions, Record, is_number, natural, numbers, printable
-from sft_dist.session import first_line, let_go
+from sft_dist.rundir import read_json
+from sft_dist.session import FOLDER, first_line, let_go
 
 PREFIX = "wandb:"
 WORD = re.compile(r"wandb:([^/?\s]+)/([^/?\s]+)(?:/([^/?\s]+))?(?:\?(.+))?")
@@ -67,8 +70,8 @@ def gather(word: str) -> tuple[list[Record], list[str]]:
     """
     place = Place.parse(word)
     where = f"{place.entity}/{place.project}"
-    with _asked(where):
-        runs = _api().runs(where, filters=place.query, per_page=PAGE, lazy=False)
+    with asked(where):
+        runs = api().runs(where, filters=place.query, per_page=PAGE, lazy=False)
         found = list(islice(runs, MOST_RUNS))
         there = len(runs)
     if not found:
@@ -81,8 +84,17 @@ def gather(word: str) -> tuple[list[Record], list[str]]:
     return sorted(records, key=lambda record: natural(record.name)), told
 
 
+def place_of(record: Record) -> Place | None:
+    """Where a run is in W&B, if it is there: what was read from it, or what a run's folder says of its mirror."""
+    if record.place.startswith(PREFIX):
+        return Place.parse(record.place)
+    url = read_json(Path(record.place) / FOLDER / "mirror.json").get("url")
+    match = re.search(r"/([^/?\s]+)/([^/?\s]+)/runs/([\w-]+)$", url) if isinstance(url, str) else None
+    return Place(match[1], match[2], match[3], ()) if match else None
+
+
 @contextmanager
-def _asked(where: str) -> Iterator[None]:
+def asked(where: str) -> Iterator[None]:
     """Whatever W&B's library raises, as one sentence of ours, without a secret in it; W&B's scratch folders go to where they vanish."""
     before = os.environ.get("WANDB_DIR")
     with tempfile.TemporaryDirectory() as scratch:
@@ -93,19 +105,19 @@ def _asked(where: str) -> Iterator[None]:
             told = redact.without(redact.secrets(os.environ).values(), first_line(error))
             if "Could not find project" in told:
                 raise ConfigError(f"W&B has no project {where}, or none that this key may see") from error
-            let_go()
-            _api.cache_clear()
-            raise InfrastructureError(f"W&B did not tell of {where}: {told}") from error
+            raise InfrastructureError(f"W&B does not answer for {where}: {told}") from error
         finally:
             os.environ.pop("WANDB_DIR") if before is None else os.environ.update(WANDB_DIR=before)
 
 
 @cache
-def _api() -> Any:
+def api() -> Any:
+    """W&B's own, which answers within ANSWER_S, prints nothing and asks for nothing. Raises whatever W&B's library raises."""
     os.environ["WANDB_ERROR_REPORTING"] = "false"  # else the library tells its makers of our exceptions, and waits for that
     import wandb
 
-    wandb.setup(settings=wandb.Settings(silent=True))  # it neither prints nor asks for a key
+    wandb.setup(settings=wandb.Settings(silent=True))
+    atexit.register(let_go)  # before W&B's own, which may wait without end
     return wandb.Api(timeout=ANSWER_S)
 
 
@@ -119,7 +131,7 @@ def _record(run: Any, name: str, where: str) -> Record:
 
     @cache
     def rows() -> list[dict[str, Any]]:
-        with _asked(where):
+        with asked(where):
             return list(run.history(samples=MOST_ROWS, pandas=False))
 
     return Record(

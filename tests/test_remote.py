@@ -1,8 +1,11 @@
 """Runs of W&B are read back as they were tracked: the same table as of their folders, and one sentence where W&B is not reached."""
 
+import importlib.util
 import json
 import os
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -28,10 +31,10 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.chdir(tmp_path)
-    remote._api.cache_clear()
+    remote.api.cache_clear()
     yield
-    remote._api.cache_clear()
     let_go()
+    remote.api.cache_clear()
 
 
 def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, list[str]]:
@@ -148,7 +151,7 @@ def test_runs_of_other_programs_are_records_too(monkeypatch: pytest.MonkeyPatch)
         assert one.scores == {"last": {"val/top1": 0.5, "step": None}}
         assert one.curves().rows == [{"kind": "train", "step": 7, "train/loss": 2.0}, {"kind": "eval", "step": 7, "val/top1": 0.5}]
         monkeypatch.setattr(remote, "MOST_RUNS", 3)
-        remote._api.cache_clear()
+        remote.api.cache_clear()
         found, problems = remote.gather("wandb:tester/other")
         assert len(found) == 3
         assert problems == ["wandb:tester/other: the first 3 of 5 runs were read; choose by group, tag or state"]
@@ -165,7 +168,7 @@ def test_a_server_that_fails_costs_a_bounded_time_and_one_sentence(
         code, lines = told(capsys, "ls", "wandb:tester/pets")
         assert time.monotonic() - began < 15
     assert code == 75
-    assert len(lines) == 2 and lines[1].startswith("  - W&B did not tell of tester/pets: "), lines
+    assert len(lines) == 2 and lines[1].startswith("  - W&B does not answer for tester/pets: "), lines
     assert KEY not in lines[1]
 
 
@@ -198,3 +201,51 @@ def test_a_word_becomes_a_filter_of_wandbs() -> None:
     assert (place.entity, place.project, place.run) == ("me", "pets", "abc")
     assert place.query == {"$and": [{"group": "a b"}, {"tags": "x"}, {"tags": "y"}, {"name": "abc"}]}
     assert remote.Place.parse("wandb:me/pets").query == {}
+
+
+def asked(*arguments: str) -> tuple[int, list[str]]:
+    """A command in a process of its own: W&B's package for reports warns at its import of what it uses itself."""
+    done = subprocess.run([sys.executable, "-m", "sft_dist", *arguments], capture_output=True, text=True, timeout=120)
+    return done.returncode, (done.stdout + done.stderr).splitlines()
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("wandb_workspaces"), reason="no wandb-workspaces (the extra `report`)")
+def test_a_report_in_wandb_has_a_run_set_for_each_recipe_and_the_verdicts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve() as server:
+        use(server, monkeypatch)
+        for name, seed, lr in (("good-0", 0, 0.2), ("good-1", 1, 0.2), ("bad", 0, 0.1)):
+            run = a_run(tmp_path / "runs" / name, guesses(range(12 if lr == 0.1 else 1)), optim__lr=lr, train__seed=seed)
+            if name != "good-1":
+                (run / "wandb").mkdir()
+                write(run / "wandb" / "mirror.json", {"id": name, "url": f"http://127.0.0.1:{server.port}/tester/pets/runs/id-{name}"})
+        code, lines = asked("compare", "runs", "--wandb-report")
+        assert code == 0, lines
+        where = f"http://127.0.0.1:{server.port}/tester/pets/reports/sft-dist-compare:-good-(2-seeds),-bad--report1"
+        assert lines[-1] == f"W&B report: {where}; not in W&B, and so not in it: good-1 (`sft-dist sync` sends them)"
+    [made] = server.reports
+    assert (made["entityName"], made["projectName"], made["displayName"]) == ("tester", "pets", "sft-dist compare: good (2 seeds), bad")
+    blocks = json.loads(made["spec"])["blocks"]
+    [grid] = [block["metadata"] for block in blocks if block["type"] == "panel-grid"]
+    assert [(one["name"], one["filters"]["filters"][0]["value"]) for one in grid["runSets"]] == [
+        ("good (2 seeds)", ["id-good-0"]),
+        ("bad", ["id-bad"]),
+    ]
+    panels = [(panel["viewType"], panel["config"].get("metrics")) for panel in grid["panelBankSectionConfig"]["panels"]]
+    assert panels == [*(("Run History Line Plot", [name]) for name in ("val/top1", "val/loss", "train/loss")), ("Run Comparer", None)]
+    verdict = lines[lines.index("top1 of the last evaluation, on the same validation samples:") + 1].strip()
+    assert verdict in json.dumps(blocks) and "optim.lr: 0.2 (good (2 seeds)); 0.1 (bad)" in json.dumps(blocks)
+
+
+def test_without_the_package_or_without_a_run_in_wandb_there_is_no_report_but_all_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, lr in (("good", 0.2), ("bad", 0.1)):
+        a_run(tmp_path / "runs" / name, guesses(range(int(1 / lr))), optim__lr=lr)
+    monkeypatch.setitem(sys.modules, "wandb_workspaces", None)  # not installed
+    said = "  - --wandb-report needs W&B's package for reports; pip install wandb-workspaces, or pip install 'sft-dist[report]'"
+    assert told(capsys, "compare", "runs", "--wandb-report") == (2, ["sft-dist: cannot run this", said])
+    assert not Path("compare.html").exists()
+    monkeypatch.setitem(sys.modules, "wandb_workspaces", json)  # installed
+    code, lines = told(capsys, "compare", "runs", "--wandb-report")
+    assert (code, lines[-1]) == (2, "  - --wandb-report: none of these runs is in W&B: good, bad; `sft-dist sync RUN` sends them")
+    assert Path("compare.html").exists()

@@ -29,6 +29,8 @@ class Server:
     """What is left of a sweep, for `wandb agent`: id and parameters of each run to come."""
     command: list[str] = field(default_factory=list)
     """What the agent starts."""
+    reports: list[dict[str, Any]] = field(default_factory=list)
+    """The variables of each upsertView."""
     raw: list[str] = field(default_factory=list)
     """The bodies of all requests."""
 
@@ -83,6 +85,22 @@ class Server:
         if "RunFullHistory" in query:
             assert told["samples"] >= len(self.history.get(told["name"], [])), "a real server would pick some"
             return {"project": {"run": {"history": [json.dumps(row) for row in self.history.get(told["name"], [])]}}}
+        if "ProjectInternalId" in query:
+            return {"project": {"id": "p", "internalId": 1}}
+        if "GetProjects" in query:
+            edges = [
+                {
+                    "cursor": name,
+                    "node": {"id": "p", "name": name, "entityName": "tester", "createdAt": "", "isBenchmark": False, "user": None},
+                }
+                for name in self._projects()
+            ]
+            return {"models": {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}}}
+        if "upsertView" in query:
+            self.reports.append(told)
+            project = {"id": "p", "name": told["projectName"], "entityName": told["entityName"]}
+            view = {**told, "id": f"report{len(self.reports)}", "project": project, "updatedAt": "2026-11-22T10:00:00Z"}
+            return {"upsertView": {"view": view, "inserted": True}}
         if "UpsertBucket" in query:
             there = told["name"] in self.runs
             self.runs[told["name"]] = told = {

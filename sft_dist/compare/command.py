@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sft_dist import pictures, remote, rundir
-from sft_dist.compare import data, table, telling, verdicts
+from sft_dist.compare import cloud, data, table, telling, verdicts
 from sft_dist.compare import page as comparison
 from sft_dist.compare.verdicts import Choice, Comparison
 from sft_dist.errors import ConfigError, MachineError
@@ -14,19 +14,25 @@ from sft_dist.history.records import Record, printable
 from sft_dist.pages import terminal
 
 
-def compare(runs: Sequence[str], baseline: Sequence[str], out: Path, choice: Choice) -> int:
+def compare(runs: Sequence[str], baseline: Sequence[str], out: Path, choice: Choice, report: bool = False) -> int:
     """1 where something is worse than the baseline beyond noise, else 0. Writes compare.json and compare.html into `out`.
+
+    report: make a report in W&B as well, at the end; where that fails, all else is shown and written.
 
     Raises ConfigError, after all is shown and written, where a run cannot be held against the baseline: that is no pass.
     """
     if out.is_dir() and reading.is_run(path.name for path in out.iterdir()):
         raise ConfigError(f"{out.absolute()} is a run's folder, where a comparison has no place; choose another with --out")
+    if report:
+        cloud.check()
     records, passed = _gather(runs)
     base, passed_there = _gather(baseline)
     found = verdicts.judge(records, base, choice)
     found = dataclasses.replace(found, notes=[*dict.fromkeys([*passed, *passed_there, *found.notes])])
     table.show(found)
     write(found, out)
+    if report:
+        terminal.say(*cloud.save(found))
     if found.baseline and not found.complete:
         told = [telling.sentence(pair, found) for pair in found.undecided]
         told += [f"{name} has no {found.metric} to hold against {found.baseline}" for name in found.left_out]
