@@ -132,6 +132,8 @@ def watch_command(place: Path, once: bool, every_s: float) -> None:
 @click.option("--wandb-report", "report", is_flag=True, help="Make a report of it in W&B, of the runs that are there.")
 def compare_command(runs: tuple[str, ...], baseline: tuple[str, ...], out: Path, report: bool, **choice: Any) -> None:
     """Which RUN is better, in what do they differ, and is it noise? RUN is a run's folder, a folder of runs, or wandb:entity/project[/run]."""
+    gc.disable()  # what is read is kept to the end, and looking for garbage in it would take a sixth of the time
+
     from sft_dist.compare.command import compare
     from sft_dist.compare.verdicts import Choice
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -100,15 +101,20 @@ def test_imports_run_down_only(path: Path) -> None:
             assert there == "__version__", f"{title(path)} imports {name}, which is no room"
 
 
+@cache
+def neighbours(module: Path) -> list[Path]:
+    """The rooms of the same package that one of them imports."""
+    parts = [name.split(".") for name, _, _ in imports(module)]
+    those = {module.parent / f"{part[2]}.py" for part in parts if part[:2] == ["sft_dist", module.parent.name] and len(part) > 2}
+    return [child for child in those if child.exists()]
+
+
 @pytest.mark.parametrize("path", [path for path in FILES if path.parent != PACKAGE], ids=title)
 def test_rooms_inside_a_package_do_not_import_in_a_circle(path: Path) -> None:
     def below(module: Path, above: tuple[Path, ...]) -> None:
         assert module not in above, f"a circle: {' -> '.join(title(step) for step in (*above, module))}"
-        for name, _, _ in imports(module):
-            parts = name.split(".")
-            child = module.parent / f"{parts[2]}.py" if parts[:2] == ["sft_dist", module.parent.name] and len(parts) > 2 else module
-            if child != module and child.exists():
-                below(child, (*above, module))
+        for child in neighbours(module):
+            below(child, (*above, module))
 
     below(path, ())
 

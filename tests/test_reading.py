@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 from given_runs import TRUTHS, a_run, guesses
 
 from sft_dist.errors import ConfigError
@@ -164,23 +165,18 @@ def test_the_time_of_attempts_is_read_where_every_node_has_told_its_end(tmp_path
 
 
 @pytest.mark.parametrize(
-    ("limit", "file", "told"),
+    ("file", "size", "told"),
     [
-        ("MOST_RECORD", "plan.json", "plan.json cannot be read (2 MiB; at most 1 MiB are read)"),
-        ("MOST_RECORD", "config.yaml", "config.yaml cannot be read (2 MiB; at most 1 MiB are read)"),
-        ("MOST_ROWS", "metrics.jsonl", "metrics.jsonl cannot be read (2 MiB; at most 1 MiB are read)"),
-        ("MOST_PREDICTIONS", "predictions/step-00000004.jsonl", "step-00000004.jsonl cannot be read (2 MiB; at most 1 MiB are read)"),
+        ("plan.json", 65, "plan.json cannot be read (65 MiB; at most 64 MiB are read)"),
+        ("config.yaml", 65, "config.yaml cannot be read (65 MiB; at most 64 MiB are read)"),
+        ("metrics.jsonl", 257, "metrics.jsonl cannot be read (257 MiB; at most 256 MiB are read)"),
+        ("predictions/step-00000004.jsonl", 2049, "step-00000004.jsonl cannot be read (2049 MiB; at most 2048 MiB are read)"),
     ],
 )
-def test_a_file_that_is_far_too_large_is_left_out_and_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, file: str, told: str
-) -> None:
+def test_a_file_that_is_far_too_large_is_left_out_and_told(tmp_path: Path, file: str, size: int, told: str) -> None:
     run = a_run(tmp_path / "run", guesses([]))
-    monkeypatch.setattr(reading, limit, 1 << 20)
-    record = reading.read(run)
-    assert [*record.problems, *record.curves().problems, *record.predictions(4).problems] == []
     with (run / file).open("ab") as added:
-        added.truncate(2 << 20)  # a hole: nothing is written
+        added.truncate(size << 20)  # a hole: nothing is written
     record = reading.read(run)
     assert [*record.problems, *record.curves().problems, *record.predictions(4).problems] == [told]
 
@@ -191,3 +187,30 @@ def test_the_fingerprint_of_the_data_is_told_by_the_run_or_else_by_its_checkpoin
     env = json.loads((run / "env.json").read_text())
     (run / "env.json").write_text(json.dumps({**env, "data_fingerprint": "f2"}))
     assert reading.read(run).fingerprint == "f2"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: {b: 1}\nc: [1, 2]\nd: text\n",
+        "a: &x {b: 1}\nc: *x\n",
+        "a:\n- 1\n- 2\nb: 'x\ny: z'\n",
+        "a: 1\na: 2\n",
+        "# words\na: |\n  b: 1\n  c\nd: null\n",
+        "---\na: 1\n",
+    ],
+)
+def test_a_config_that_is_read_by_its_sections_is_what_it_is_as_a_whole(tmp_path: Path, text: str) -> None:
+    run = a_run(tmp_path / "run", guesses([]))
+    (run / "config.yaml").write_text(text)
+    whole = yaml.safe_load(text)
+    assert reading.read(run).config == {
+        name: reading.NESTED if isinstance(value, dict) else value for name, value in reading.flat(whole).items()
+    }
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "- a\n"])
+def test_a_config_without_keys_is_told(tmp_path: Path, text: str) -> None:
+    run = a_run(tmp_path / "run", guesses([]))
+    (run / "config.yaml").write_text(text)
+    assert reading.read(run).problems == ("config.yaml holds no keys",)

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sft_dist.history import reading
+from sft_dist.history import files, reading
 from sft_dist.history.records import Record, is_number, printable
 from sft_dist.progress import HEADLINES
 from sft_dist.rundir import read_json
@@ -35,7 +35,7 @@ class Line:
 def lines(place: Path) -> tuple[list[Line], list[str]]:
     """The runs of a folder, sorted by name as people count, and what was passed over."""
     folders, passed = reading.find([place])
-    return [_line(folder, _title(folder, place)) for folder in folders], passed
+    return [_line(folder, _title(folder, place), passed) for folder in folders], passed
 
 
 def of(records: Sequence[Record]) -> list[Line]:
@@ -78,9 +78,9 @@ def _title(folder: Path, place: Path) -> str:
     return printable(folder.absolute().name if below == "." else below)
 
 
-def _line(folder: Path, name: str) -> Line:
-    outcome, plan = read_json(folder / "outcome.json"), read_json(folder / "plan.json")
-    best = _best(folder / "scores.json")
+def _line(folder: Path, name: str, passed: list[str]) -> Line:
+    outcome, plan = _object(folder / "outcome.json", passed), _object(folder / "plan.json", passed)
+    best = _best(folder / "scores.json", passed)
     metric = next((name for name, _ in HEADLINES.values() if is_number(best.get(name))), None)
     ended = outcome.get("outcome")
     return Line(
@@ -99,14 +99,25 @@ def _shown(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
-def _best(scores: Path) -> dict[str, Any]:
+def _object(path: Path, passed: list[str]) -> dict[str, Any]:
+    """A JSON object, empty where there is none that can be read. One that is far too large is told."""
+    try:
+        if path.is_file():
+            files.fits(path)
+    except (OSError, ValueError) as error:
+        passed.append(f"{printable(path.parent.name)}/{path.name} ({files.first_line(error)})")
+        return {}
+    return read_json(path)
+
+
+def _best(scores: Path, passed: list[str]) -> dict[str, Any]:
     """The numbers of the best evaluation. They come first in our files, so that a confusion matrix of 1,000 classes is not parsed."""
     if not scores.is_file():
         return {}
     with suppress(OSError, ValueError), scores.open(encoding="utf-8") as file:
         if found := SCALARS.search(file.read(2048)):
             return dict(json.loads("{" + found[1].removesuffix(", ") + "}"))
-    entry = read_json(scores).get("best")
+    entry = _object(scores, passed).get("best")
     return entry if isinstance(entry, dict) else {}
 
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import yaml
 
 from sft_dist import attempts
 from sft_dist.errors import ConfigError
+from sft_dist.history import files
 from sft_dist.history.records import Curves, Predictions, Record, Turn, is_number, natural, printable
 from sft_dist.rundir import RunDir, step_name
 
@@ -19,9 +22,6 @@ MARKS = {"plan.json", "metrics.jsonl", "outcome.json", "attempts"}  # what a run
 DEEPEST = 4  # folders below one that is named: runs/<project>/<run> and a little more
 NESTED = "(nested)"
 MOST_KEYS = 10_000  # of a config: a few lines of YAML can name a section a million times
-MIB = 1 << 20
-MOST_RECORD, MOST_ROWS, MOST_PREDICTIONS = 64 * MIB, 256 * MIB, 2048 * MIB
-"""Bytes of a file that is read: a JSON or YAML file, the rows of a run, its predictions (50,000 samples of 1,000 classes are 1,000 MiB)."""
 
 
 def gather(places: Sequence[Path]) -> tuple[list[Record], list[str]]:
@@ -96,7 +96,7 @@ def read(folder: Path) -> Record:
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file, as far as it can be read."""
-    return list(_lines(path, []))
+    return list(files.lines(path, []))
 
 
 def touched(folder: Path) -> float:
@@ -118,9 +118,9 @@ def _state(run: RunDir, problems: list[str]) -> dict[str, Any]:
 
 def _object(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
-        content = json.loads(_text(path)) if path.is_file() else {}
+        content = json.loads(files.text(path)) if path.is_file() else {}
     except (OSError, ValueError, RecursionError) as error:
-        problems.append(f"{path.name} cannot be read ({_first_line(error)})")
+        problems.append(f"{path.name} cannot be read ({files.first_line(error)})")
         return {}
     if not isinstance(content, dict):
         problems.append(f"{path.name} holds no object")
@@ -132,14 +132,33 @@ def _config(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
         if not path.is_file():
             raise ValueError("it is no file")
-        text = _text(path)
-        tree = yaml.load(text, yaml.CSafeLoader) if yaml.__with_libyaml__ else yaml.load(text, yaml.SafeLoader)  # seven times faster
+        text = files.text(path)
+        tree = _tree(text)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        problems.append(f"config.yaml cannot be read ({_first_line(error)})")
+        problems.append(f"config.yaml cannot be read ({files.first_line(error)})")
         return {}
     if not isinstance(tree, dict):
         problems.append("config.yaml holds no keys")
     return flat(tree) if isinstance(tree, dict) else {}
+
+
+def _tree(text: str) -> Any:
+    """What the YAML says. The runs of a sweep share most of their sections, and each text of one is read once."""
+    if not re.search(r"[&*%]|^(?:---|\.\.\.)", text, re.MULTILINE):  # nothing that reaches from one section into another
+        with suppress(yaml.YAMLError):
+            sections = [_section(part) for part in re.split(r"^(?=[A-Za-z_])", text, flags=re.MULTILINE) if part]
+            if sections and all(isinstance(section, dict) and len(section) == 1 for section in sections):
+                return {key: value for section in sections for key, value in section.items()}
+    return _yaml(text)
+
+
+@lru_cache(maxsize=4096)
+def _section(text: str) -> Any:
+    return _yaml(text)
+
+
+def _yaml(text: str) -> Any:
+    return yaml.load(text, yaml.CSafeLoader) if yaml.__with_libyaml__ else yaml.load(text, yaml.SafeLoader)  # seven times faster
 
 
 def flat(tree: Mapping[Any, Any]) -> dict[str, Any]:
@@ -170,9 +189,9 @@ def _turns(run: RunDir) -> tuple[Turn, ...]:
 
 def _curves(run: RunDir) -> Curves:
     problems: list[str] = []
-    files = [run.metrics, *sorted(run.path.glob("attempts/*/rewound.jsonl"))]
+    places = [run.metrics, *sorted(run.path.glob("attempts/*/rewound.jsonl"))]
     rows, *rewound = [
-        [row for row in _lines(path, problems) if is_number(step := row.get("step")) and isinstance(step, int)] for path in files
+        [row for row in files.lines(path, problems) if is_number(step := row.get("step")) and isinstance(step, int)] for path in places
     ]
     return Curves(rows, rewound, tuple(problems))
 
@@ -181,7 +200,7 @@ def _predictions(path: Path) -> Predictions:
     problems: list[str] = []
     samples: dict[str, tuple[int, int, float, float]] = {}
     bad = 0
-    for row in _lines(path, problems, MOST_PREDICTIONS):
+    for row in files.lines(path, problems, files.MOST_PREDICTIONS):
         sample, label, probs = row.get("id"), row.get("label"), row.get("probs")
         if (
             isinstance(sample, str)
@@ -199,42 +218,3 @@ def _predictions(path: Path) -> Predictions:
         problems.append(f"{path.name}: {bad} row(s) left out (no id, label and probabilities, or an id that was there before)")
     truths, guesses, certainty, confidence = zip(*samples.values(), strict=True) if samples else ((), (), (), ())
     return Predictions(list(samples), truths, guesses, certainty, tuple(problems), confidence)
-
-
-def _lines(path: Path, problems: list[str], most: int | None = None) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file; what is none, like a last line that a crash cut short, is counted under `problems`."""
-    bad, number, line = [], 0, "\n"
-    try:
-        if not path.is_file():
-            return
-        _fits(path, most or MOST_ROWS)
-        with path.open(encoding="utf-8", errors="replace", newline="\n") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    row = json.loads(line) if line != "\n" else None
-                except (ValueError, RecursionError):
-                    row = None
-                if isinstance(row, dict):
-                    yield row
-                elif line != "\n":
-                    bad.append(number)
-    except (OSError, ValueError) as error:
-        problems.append(f"{path.name} cannot be read ({_first_line(error)})")
-    if bad:
-        where = "the last, cut short" if bad == [number] and not line.endswith("\n") else f"the first is line {bad[0]}"
-        problems.append(f"{path.name}: {len(bad)} line(s) left out ({where})")
-
-
-def _text(path: Path) -> str:
-    _fits(path, MOST_RECORD)
-    return path.read_text(encoding="utf-8")
-
-
-def _fits(path: Path, most: int) -> None:
-    """Raises ValueError for a file that is larger than any of its kind that a run writes."""
-    if (size := path.stat().st_size) > most:
-        raise ValueError(f"{size // MIB} MiB; at most {most // MIB} MiB are read")
-
-
-def _first_line(error: BaseException) -> str:
-    return printable(next(iter(str(error).splitlines()), type(error).__name__))
