@@ -60,7 +60,7 @@ def difference(metric: str, truths: NDArray[np.int64], one: NDArray[np.int64], o
     differences = draws[len(one) :].mean(0) - draws[: len(one)].mean(0)
     if len(one) == len(other) == 1:
         low, high = np.quantile(differences, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        return Difference(value, float(low), float(high), swap_test(*evidence, score, seed), "permutation")
+        return Difference(value, float(low), float(high), swap_test(evidence[0], evidence[1], score, seed), "permutation")
     seeds = noise.seed_parts(scores[: len(one)], scores[len(one) :])
     from_samples = float(np.var(differences, ddof=1))
     variance = sum(part for part, _ in seeds) + from_samples
