@@ -57,7 +57,7 @@ def test_runs_are_judged_by_another_score_if_it_is_asked_for(runs: Path, capsys:
     code, screen = told(capsys, "compare", "runs", "--metric", "val/f1_macro", "--baseline", "runs/good")
     assert code == 1
     assert (
-        "  bad is worse than good: -18.3 points of f1_macro, 95 % interval -28.1 to -8.2, permutation p = 0.002; "
+        "  bad is worse than good: -18.3 points of f1_macro, 95 % interval -29.1 to -9.0, permutation p = 0.001; "
         "one seed each, so it speaks of these two models and not of their recipes" in screen.splitlines()
     )
     assert "    -18.3 points of top1, 95 % interval -28.2 to -7.2, McNemar p < 0.001, not corrected" in screen.splitlines()
