@@ -12,6 +12,10 @@ MOST_RECORD, MOST_ROWS, MOST_PREDICTIONS = 64 * MIB, 256 * MIB, 2048 * MIB
 """Bytes of a file that is read: a JSON or YAML file, the rows of a run, its predictions (50,000 samples of 1,000 classes are 1,000 MiB)."""
 
 
+class TooLargeError(ValueError):
+    """A file is larger than any of its kind that a run writes."""
+
+
 def lines(path: Path, problems: list[str], most: int = MOST_ROWS) -> Iterator[dict[str, Any]]:
     """The objects of a JSON-lines file; what is none, like a last line that a crash cut short, is counted under `problems`."""
     bad, number, line = [], 0, "\n"
@@ -42,9 +46,9 @@ def text(path: Path) -> str:
 
 
 def fits(path: Path, most: int = MOST_RECORD) -> None:
-    """Raises ValueError for a file that is larger than any of its kind that a run writes."""
+    """Raises TooLargeError where it does not."""
     if (size := path.stat().st_size) > most:
-        raise ValueError(f"{size // MIB} MiB; at most {most // MIB} MiB are read")
+        raise TooLargeError(f"{size // MIB} MiB; at most {most // MIB} MiB are read")
 
 
 def first_line(error: BaseException) -> str:

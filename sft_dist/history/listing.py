@@ -12,7 +12,6 @@ from typing import Any
 from sft_dist.history import files, reading
 from sft_dist.history.records import Record, is_number, printable
 from sft_dist.progress import HEADLINES
-from sft_dist.rundir import read_json
 
 TAIL = 4096  # bytes of metrics.jsonl that hold its last row
 SCALARS = re.compile(r'"best": \{((?:"[^"\\]*": (?:-?[\d.eE+-]+|null)(?:, )?)+)')
@@ -102,12 +101,13 @@ def _shown(seconds: float) -> str:
 def _object(path: Path, passed: list[str]) -> dict[str, Any]:
     """A JSON object, empty where there is none that can be read. One that is far too large is told."""
     try:
-        if path.is_file():
-            files.fits(path)
-    except (OSError, ValueError) as error:
-        passed.append(f"{printable(path.parent.name)}/{path.name} ({files.first_line(error)})")
+        content = json.loads(files.text(path)) if path.is_file() else {}
+    except files.TooLargeError as error:
+        passed.append(f"{printable(path.parent.name)}/{path.name} ({error})")
         return {}
-    return read_json(path)
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _best(scores: Path, passed: list[str]) -> dict[str, Any]:
