@@ -62,7 +62,9 @@ def write(run: Path, config: Config, number: int) -> None:
     (run / "attempts" / "1").mkdir(parents=True)
     (run / "config.yaml").write_text(parse.to_yaml(config))
     (run / "plan.json").write_text(make_plan(config, World(), samples=1438, val_samples=SAMPLES).to_json())
-    (run / "env.json").write_text(json.dumps({"commit": "0" * 40, "dirty": False, "packages": {"torch": "2.14.1"}, "device": "cpu"}))
+    (run / "env.json").write_text(
+        json.dumps({"commit": "0" * 40, "dirty": False, "packages": {"torch": "2.14.1"}, "device": "cpu", "data_fingerprint": "0" * 16})
+    )
     (run / "outcome.json").write_text(json.dumps({"outcome": "done", "step": STEPS, "attempt": 1}))
     (run / "checkpoints" / "latest").write_text(f"step-{STEPS:08d}\n")
     (run / "checkpoints" / f"step-{STEPS:08d}" / "state.json").write_text(json.dumps({"step": STEPS, "fingerprint": "0" * 16}))

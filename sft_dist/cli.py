@@ -7,15 +7,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from sft_dist import ending, guard, prepare_cli
 from sft_dist.pulse import Pulse
-
-if TYPE_CHECKING:  # `--help` must not build the config
-    pass
 
 RUN = click.argument("run_folder", type=click.Path(path_type=Path), metavar="RUN")
 OVERRIDES = {"ignore_unknown_options": True, "allow_interspersed_args": True}
@@ -96,13 +93,19 @@ def eval_command(run_folder: Path, overrides: tuple[str, ...], split: str, check
 
 
 @cli.command("ls")
-@click.argument("folder", type=click.Path(path_type=Path), default="runs", metavar="[RUNS]")
+@click.argument("runs", default="runs", metavar="[RUNS]")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def ls_runs_command(folder: Path, as_json: bool) -> None:
-    """Show the runs in a folder: how each stands, its best score, its seed."""
+def ls_runs_command(runs: str, as_json: bool) -> None:
+    """Show the runs in a folder, or in wandb:entity/project: how each stands, its best score, its seed."""
     from sft_dist.history import listing
 
-    found, passed = listing.lines(folder)
+    if runs.startswith("wandb:"):
+        from sft_dist import remote
+
+        records, passed = remote.gather(runs)
+        found = listing.of(records)
+    else:
+        found, passed = listing.lines(Path(runs))
     click.echo(json.dumps([asdict(line) for line in found], indent=1) if as_json else "\n".join(listing.describe(found)))
     click.echo("".join(f"passed over {line}\n" for line in passed), err=True, nl=False)
 
@@ -121,17 +124,21 @@ def watch_command(place: Path, once: bool, every_s: float) -> None:
 @cli.command("compare")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 @click.option("--at", type=click.Choice(["last", "best"]), default="last", show_default=True, help="Which evaluation is compared.")
+@click.option("--metric", metavar="SCORE", help="The score to judge by, like val/f1_macro; by default the one that decides the best.")
 @click.option("--where", multiple=True, metavar="KEY<VALUE", help="Only runs with this: optim.lr<1e-3. Several must all hold.")
 @click.option("--sort", metavar="KEY", help="A score, the best first, or a config key; by default the score that decides the best.")
 @click.option("--top", type=click.IntRange(2), metavar="N", help="Only the first N recipes; by default 10.")
 @click.option("--baseline", multiple=True, metavar="RUN", help="Compare all with this; exit code 1 if one is worse beyond noise.")
 @click.option("--out", type=click.Path(path_type=Path), default=".", help="Folder for compare.html and compare.json; by default this one.")
-def compare_command(runs: tuple[str, ...], baseline: tuple[str, ...], out: Path, **choice: Any) -> None:
-    """Which RUN is better, in what do they differ, and is it noise? RUN is a run's folder or a folder of runs."""
+@click.option("--wandb-report", "report", is_flag=True, help="Make a report of it in W&B, of the runs that are there.")
+def compare_command(runs: tuple[str, ...], baseline: tuple[str, ...], out: Path, report: bool, **choice: Any) -> None:
+    """Which RUN is better, in what do they differ, and is it noise? RUN is a run's folder, a folder of runs, or wandb:entity/project[/run]."""
+    gc.disable()  # what is read is kept to the end, and looking for garbage in it would take a sixth of the time
+
     from sft_dist.compare.command import compare
     from sft_dist.compare.verdicts import Choice
 
-    sys.exit(compare(runs, baseline, out, Choice(**choice)))
+    sys.exit(compare(runs, baseline, out, Choice(**choice), report))
 
 
 @cli.command("report")

@@ -52,7 +52,7 @@ def run(config: Config, world: World, pulse: Pulse | None = None) -> RunDir:
     splits = datasets.load(config.data)
     plan = make_plan(config, world, len(splits.train), len(splits.val))
     console = Console(quiet=world.rank != 0)
-    with signals.watch() as request, Engine(config, world, pulse) as engine, _folder(config, plan, engine) as (folder, attempt):
+    with signals.watch() as request, Engine(config, world, pulse) as engine, _folder(config, plan, engine, splits) as (folder, attempt):
         engine.check_same(f"{parse.to_yaml(config)}{splits.fingerprint}")
         saver = Saver(
             folder, engine, config.save, About(splits.classes, splits.fingerprint), lambda *landed: track.tidy(folder, attempt, *landed)
@@ -198,10 +198,10 @@ def _test(parts: Parts, progress: Progress) -> dict[str, object] | None:
 
 
 @contextmanager
-def _folder(config: Config, plan: Plan, engine: Engine) -> Iterator[tuple[RunDir, int]]:
+def _folder(config: Config, plan: Plan, engine: Engine, splits: Splits) -> Iterator[tuple[RunDir, int]]:
     """Rank 0 opens and locks the run's folder for all; what ends the run early is written into it."""
     with ExitStack() as stack:
-        folder, attempt = engine.on_main(lambda: _open_folder(config, plan, engine, stack))
+        folder, attempt = engine.on_main(lambda: _open_folder(config, plan, engine, splits, stack))
         engine.pulse.attempt = engine.pulse.attempt or attempts.folder(folder, attempt)
         try:
             yield folder, attempt
@@ -218,7 +218,7 @@ def _folder(config: Config, plan: Plan, engine: Engine) -> Iterator[tuple[RunDir
             raise error
 
 
-def _open_folder(config: Config, plan: Plan, engine: Engine, stack: ExitStack) -> tuple[RunDir, int]:
+def _open_folder(config: Config, plan: Plan, engine: Engine, splits: Splits, stack: ExitStack) -> tuple[RunDir, int]:
     rundir.check(config)
     folder = rundir.create(config)
     stack.enter_context(hold(folder, LEASE_S))
@@ -230,7 +230,7 @@ def _open_folder(config: Config, plan: Plan, engine: Engine, stack: ExitStack) -
     folder.outcome.unlink(missing_ok=True)
     rundir.write_atomically(folder.config, parse.to_yaml(config))
     rundir.write_atomically(folder.path / "plan.json", plan.to_json())
-    rundir.write_json(folder.path / "env.json", track.environment(str(engine.device)))
+    rundir.write_json(folder.path / "env.json", track.environment(str(engine.device), splits.fingerprint))
     lines = [*describe(plan, config, engine.device.type), ("run", f"{folder.path} (attempt {attempt})")]
     lines += [("warning", line) for line in track.little_notice(folder)]
     say(Console(), *(f"{what:>9}  {how_much}" for what, how_much in lines))

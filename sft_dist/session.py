@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import threading
 import time
 import uuid
 from collections.abc import Collection, Mapping
@@ -18,6 +19,7 @@ from sft_dist.rundir import RunDir, read_json, write_json
 
 INIT_S = 20
 """How long W&B may take to answer at the start."""
+LET_GO_S = 10
 SYNC = "sft-dist sync"
 FOLDER = "wandb"
 """In the run's folder; W&B's own library wants this name."""
@@ -120,8 +122,10 @@ class Session:
         return fresh
 
     def summarise(self) -> None:
-        """The best and the test scores beside the last ones, which W&B's summary has by itself."""
+        """How it ended, and the best and the test scores beside the last ones, which W&B's summary has by itself."""
         scores = read_json(self.place.scores)
+        ended, last = read_json(self.place.outcome).get("outcome"), scores.get("last", {}).get("step")
+        self.run.summary.update({name: told for name, told in (("outcome", ended), ("last/step", last)) if told is not None})
         numbers = {name: entry for name, entry in scores.items() if name in ("best", "test")}
         self.run.summary.update(
             {
@@ -212,11 +216,19 @@ def first_line(error: BaseException) -> str:
 
 
 def let_go() -> None:
-    """End W&B's own process after a failure: it would call the run's id "in use", or it has crashed and the next run would find it dead."""
+    """End W&B's own process after a failure: it would call the run's id "in use", or it has crashed and the next run would find it dead.
+
+    W&B waits for its process without end; after LET_GO_S it is left to itself, and ends with ours.
+    """
     import wandb
 
-    with suppress(Exception):
-        wandb.teardown()
+    def end() -> None:
+        with suppress(Exception):
+            wandb.teardown()
+
+    ending = threading.Thread(target=end, name="let go", daemon=True)
+    ending.start()
+    ending.join(LET_GO_S)
 
 
 def _clear_halves(run: RunDir, record: Record) -> None:

@@ -174,12 +174,13 @@ def write_scores(run: RunDir, progress: RunProgress, test: Mapping[str, Any] | N
     write_json(run.scores, {name: entry for name, entry in entries.items() if entry})
 
 
-def environment(device: str) -> dict[str, Any]:
-    """What this attempt runs on: versions, commit, host, device, command line. No environment variable's value, no secret."""
+def environment(device: str, fingerprint: str) -> dict[str, Any]:
+    """What this attempt runs on: versions, commit, data, host, device, command line. No environment variable's value, no secret."""
     return {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         **revision.of(Path(__file__).parent.parent),
+        "data_fingerprint": fingerprint,
         "host": socket.gethostname(),
         "device": device,
         "argv": redact(sys.argv),

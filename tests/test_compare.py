@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from given_runs import a_run, guesses
 from scipy import stats
@@ -50,6 +51,19 @@ def test_a_comparison_is_shown_and_written_into_this_folder(runs: Path, capsys: 
     assert json.loads(Path("compare.json").read_text())["pairs"][0]["verdict"] == "better"
     assert Path("compare.html").read_text().startswith("<!DOCTYPE html>")
     assert sorted(runs.rglob("*")) == before  # nothing is written into the runs
+
+
+def test_runs_are_judged_by_another_score_if_it_is_asked_for(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, screen = told(capsys, "compare", "runs", "--metric", "val/f1_macro", "--baseline", "runs/good")
+    assert code == 1
+    assert (
+        "  bad is worse than good: -18.3 points of f1_macro, 95 % interval -29.1 to -9.0, permutation p = 0.001; "
+        "one seed each, so it speaks of these two models and not of their recipes" in screen.splitlines()
+    )
+    assert "    -18.3 points of top1, 95 % interval -28.2 to -7.2, McNemar p < 0.001, not corrected" in screen.splitlines()
+    found = json.loads(Path("compare.json").read_text())
+    assert (found["metric"], found["pairs"][0]["difference"]["test"]) == ("val/f1_macro", "permutation")
+    assert found["pairs"][0]["beside"]["val/top1"]["test"] == "McNemar"
 
 
 def test_a_folder_for_what_is_written_is_made_but_never_a_runs_own(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,8 +125,9 @@ def test_damage_is_told_and_the_rest_is_compared(runs: Path, capsys: pytest.Capt
         (["runs", "--where", "optim.lr"], "'optim.lr' is no condition"),
         (["runs", "--where", "optim.lr>0.1"], "there are no two recipes to compare: 1 with val/top1"),
         (["runs", "--sort", "nothing"], "--sort nothing: no run has that"),
+        (["runs", "--metric", "val/loss"], "--metric val/loss: runs are judged by one of val/top1, val/f1_macro, val/precision_macro"),
         (["runs", "--baseline", "runs", "--top", "3"], "--top with --baseline would hide regressions"),
-        (["wandb:me/pets"], "not built yet"),
+        (["wandb:pets"], "wandb:pets names no runs in W&B"),
         ([], "Missing argument 'RUN...'"),
     ],
 )
@@ -218,9 +233,19 @@ def test_two_real_runs_are_compared_as_scipy_and_scikit_learn_would(tmp_path: Pa
     lost, won = sum(a and not b for a, b in zip(*right, strict=True)), sum(b and not a for a, b in zip(*right, strict=True))
     assert pair["samples"] == len(truths) == 359
     assert pair["p_corrected"] == pytest.approx(stats.binomtest(lost, lost + won).pvalue)
-    assert pair["top1"]["value"] == pytest.approx(accuracy_score(truths, said[1]) - accuracy_score(truths, said[0]))
+    assert pair["difference"]["value"] == pytest.approx(accuracy_score(truths, said[1]) - accuracy_score(truths, said[0]))
     f1 = [f1_score(truths, those, average="macro") for those in said]
-    assert pair["f1_macro"]["value"] == pytest.approx(f1[1] - f1[0])
+    assert pair["beside"]["val/f1_macro"]["value"] == pytest.approx(f1[1] - f1[0])
+    theirs = stats.permutation_test(
+        [np.array(those) for those in said],
+        lambda one, other: abs(f1_score(truths, other, average="macro") - f1_score(truths, one, average="macro")),
+        permutation_type="samples",
+        vectorized=False,
+        alternative="greater",
+        n_resamples=400,
+        rng=np.random.default_rng(0),
+    ).pvalue
+    assert pair["beside"]["val/f1_macro"]["p"] == pytest.approx(theirs, abs=4 * np.sqrt(max(theirs * (1 - theirs), 1 / 400) / 400))
     assert (pair["better"]["count"], pair["worse"]["count"]) == (won, lost)
     scores = {group["label"]: group["last"]["mean"] for group in found["groups"]}
     assert [scores[name] for name in names] == pytest.approx([accuracy_score(truths, those) for those in said])

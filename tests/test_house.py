@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     "errors units redact config parse plan refuse schema schedule tally manifest rundir revision scaling progress signals timeline pulse attempts "
     "locks inventory notice history steps",
-    "datasets finale events session mirror preflight transforms archive weights blocks models optim tasks loading",
+    "datasets finale events session remote mirror preflight transforms archive weights blocks models optim tasks loading",
     "machine usage sharding engine",
     "average checkpoint saver export evaluate loop communication track beside pictures pages compare report datacheck watch score run",
     "guard ending draft prepare_cli cli train __main__",
@@ -36,6 +37,7 @@ MAY_READ_ENVIRONMENT = {
     "sharding",
     "finale",
     "session",
+    "remote",
     "mirror",
     "beside",
     "track",
@@ -101,15 +103,20 @@ def test_imports_run_down_only(path: Path) -> None:
             assert there == "__version__", f"{title(path)} imports {name}, which is no room"
 
 
+@cache
+def neighbours(module: Path) -> list[Path]:
+    """The rooms of the same package that one of them imports."""
+    parts = [name.split(".") for name, _, _ in imports(module)]
+    those = {module.parent / f"{part[2]}.py" for part in parts if part[:2] == ["sft_dist", module.parent.name] and len(part) > 2}
+    return [child for child in those if child.exists()]
+
+
 @pytest.mark.parametrize("path", [path for path in FILES if path.parent != PACKAGE], ids=title)
 def test_rooms_inside_a_package_do_not_import_in_a_circle(path: Path) -> None:
     def below(module: Path, above: tuple[Path, ...]) -> None:
         assert module not in above, f"a circle: {' -> '.join(title(step) for step in (*above, module))}"
-        for name, _, _ in imports(module):
-            parts = name.split(".")
-            child = module.parent / f"{parts[2]}.py" if parts[:2] == ["sft_dist", module.parent.name] and len(parts) > 2 else module
-            if child != module and child.exists():
-                below(child, (*above, module))
+        for child in neighbours(module):
+            below(child, (*above, module))
 
     below(path, ())
 
@@ -123,7 +130,7 @@ def test_paper_stands_on_the_standard_library_pydantic_and_yaml(path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("library", "rooms"), [("accelerate", {"engine", "sharding"}), ("deepspeed", {"sharding"}), ("wandb", {"session"})]
+    ("library", "rooms"), [("accelerate", {"engine", "sharding"}), ("deepspeed", {"sharding"}), ("wandb", {"session", "remote"})]
 )
 def test_a_library_has_its_room(library: str, rooms: set[str]) -> None:
     found = {room(path) for path in FILES for name, _, _ in imports(path) if name.split(".")[0] == library}
@@ -219,7 +226,7 @@ main({arguments!r})
 
 
 def test_paper_and_data_sets_can_be_imported_without_torch() -> None:
-    names = [f"sft_dist.{name}" for name in (*PAPER, "datasets", "session", "mirror", "preflight", "cli")]
+    names = [f"sft_dist.{name}" for name in (*PAPER, "datasets", "session", "remote", "mirror", "preflight", "cli")]
     program = f"import importlib, sys\nfor name in {names!r}: importlib.import_module(name)\nprint('torch' in sys.modules, 'numpy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.split() == ["False", "False"]

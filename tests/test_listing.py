@@ -67,3 +67,12 @@ def test_values_of_a_wrong_kind_are_not_shown(tmp_path: Path) -> None:
 def test_a_run_that_is_named_itself_is_listed_under_its_own_name(tmp_path: Path) -> None:
     [line] = listing.lines(a_run(tmp_path / "a", guesses([])))[0]
     assert line.name == "a"
+
+
+def test_a_file_that_is_far_too_large_is_passed_over_and_told(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", guesses([]))
+    with (run / "plan.json").open("ab") as added:
+        added.truncate(65 << 20)  # a hole: nothing is written
+    [line], passed = listing.lines(tmp_path)
+    assert (line.step, line.of, line.outcome) == (4, None, "done")
+    assert passed == ["run/plan.json (65 MiB; at most 64 MiB are read)"]

@@ -25,7 +25,7 @@ def compared(folder: Path, baseline: bool = False, **choice: Any) -> Comparison:
     a_run(folder / "good", guesses([11]), optim__lr=0.2)
     a_run(folder / "bad-0", guesses(range(12)), optim__lr=0.1)
     a_run(folder / "bad-1", guesses(range(13)), optim__lr=0.1, train__seed=1)
-    runs, _ = reading.gather([str(folder)])
+    runs, _ = reading.gather([folder])
     return verdicts.judge(runs, [run for run in runs if baseline and run.name == "good"], Choice(**choice))
 
 
@@ -39,7 +39,7 @@ def hostile(folder: Path) -> Comparison:
     other = a_run(folder / "bad", guesses(range(12)), optim__lr=0.1)
     for path in (other / "scores.json", other / "predictions" / "step-00000004.jsonl"):
         path.write_text(path.read_text().replace('"cat"', json.dumps(HOSTILE)).replace('"0.png"', json.dumps(HOSTILE)))
-    runs, _ = reading.gather([str(folder)])
+    runs, _ = reading.gather([folder])
     return verdicts.judge(runs, [], Choice())
 
 

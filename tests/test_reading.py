@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 from given_runs import TRUTHS, a_run, guesses
 
 from sft_dist.errors import ConfigError
@@ -136,18 +137,13 @@ def test_runs_are_found_below_a_folder_in_the_order_in_which_people_count(tmp_pa
 def test_a_place_without_a_run_is_refused(tmp_path: Path, name: str, told: str) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=told):
-        reading.gather([str(tmp_path / name)])
-
-
-def test_runs_of_another_source_are_refused_until_they_can_be_read() -> None:
-    with pytest.raises(ConfigError, match="wandb:me/pets: comparing runs of Weights & Biases is not built yet"):
-        reading.gather(["wandb:me/pets"])
+        reading.gather([tmp_path / name])
 
 
 def test_runs_of_one_name_are_told_apart_by_as_much_of_their_paths_as_it_takes(tmp_path: Path) -> None:
     for name in ("x/a/same", "x/b/same", "y/b/same", "other"):
         a_run(tmp_path / name, guesses([]))
-    found, _ = reading.gather([str(tmp_path)])
+    found, _ = reading.gather([tmp_path])
     assert sorted(record.name for record in records.told_apart(found)) == ["a/same", "other", "x/b/same", "y/b/same"]
 
 
@@ -166,3 +162,55 @@ def test_the_time_of_attempts_is_read_where_every_node_has_told_its_end(tmp_path
                 write_json(attempt / f"node-{node}" / "exit.json", {"code": 0, "time_ns": end * 10**9})
         write_json(attempt / "attempt.json", {"nodes": 2, "procs": 4, "started_ns": 20 * 10**9})
     assert reading.read(run).turns == (records.Turn(8, 60.0), records.Turn(8, None))
+
+
+@pytest.mark.parametrize(
+    ("file", "size", "told"),
+    [
+        ("plan.json", 65, "plan.json cannot be read (65 MiB; at most 64 MiB are read)"),
+        ("config.yaml", 65, "config.yaml cannot be read (65 MiB; at most 64 MiB are read)"),
+        ("metrics.jsonl", 257, "metrics.jsonl cannot be read (257 MiB; at most 256 MiB are read)"),
+        ("predictions/step-00000004.jsonl", 2049, "step-00000004.jsonl cannot be read (2049 MiB; at most 2048 MiB are read)"),
+    ],
+)
+def test_a_file_that_is_far_too_large_is_left_out_and_told(tmp_path: Path, file: str, size: int, told: str) -> None:
+    run = a_run(tmp_path / "run", guesses([]))
+    with (run / file).open("ab") as added:
+        added.truncate(size << 20)  # a hole: nothing is written
+    record = reading.read(run)
+    assert [*record.problems, *record.curves().problems, *record.predictions(4).problems] == [told]
+
+
+def test_the_fingerprint_of_the_data_is_told_by_the_run_or_else_by_its_checkpoint(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", guesses([]))
+    assert reading.read(run).fingerprint == "f1"
+    env = json.loads((run / "env.json").read_text())
+    (run / "env.json").write_text(json.dumps({**env, "data_fingerprint": "f2"}))
+    assert reading.read(run).fingerprint == "f2"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: {b: 1}\nc: [1, 2]\nd: text\n",
+        "a: &x {b: 1}\nc: *x\n",
+        "a:\n- 1\n- 2\nb: 'x\ny: z'\n",
+        "a: 1\na: 2\n",
+        "# words\na: |\n  b: 1\n  c\nd: null\n",
+        "---\na: 1\n",
+    ],
+)
+def test_a_config_that_is_read_by_its_sections_is_what_it_is_as_a_whole(tmp_path: Path, text: str) -> None:
+    run = a_run(tmp_path / "run", guesses([]))
+    (run / "config.yaml").write_text(text)
+    whole = yaml.safe_load(text)
+    assert reading.read(run).config == {
+        name: reading.NESTED if isinstance(value, dict) else value for name, value in reading.flat(whole).items()
+    }
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "- a\n"])
+def test_a_config_without_keys_is_told(tmp_path: Path, text: str) -> None:
+    run = a_run(tmp_path / "run", guesses([]))
+    (run / "config.yaml").write_text(text)
+    assert reading.read(run).problems == ("config.yaml holds no keys",)

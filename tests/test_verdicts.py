@@ -92,8 +92,8 @@ def test_a_candidate_of_the_baselines_recipe_and_seed_stays_a_candidate(tmp_path
 def test_a_baseline_is_no_candidate_by_whatever_path_it_is_named(tmp_path: Path) -> None:
     a_run(tmp_path / "new" / "a", guesses(range(3)))
     (tmp_path / "link").symlink_to(a_run(tmp_path / "old" / "a", guesses([])))
-    runs, _ = reading.gather([str(tmp_path)])
-    base, _ = reading.gather([str(tmp_path / "new" / ".." / "link")])
+    runs, _ = reading.gather([tmp_path])
+    base, _ = reading.gather([tmp_path / "new" / ".." / "link"])
     found = verdicts.judge(runs, base, Choice())
     assert [(pair.one, pair.other) for pair in found.pairs] == [("link", "a")]
 

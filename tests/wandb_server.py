@@ -31,6 +31,8 @@ class Server:
     """What is left of a sweep, for `wandb agent`: id and parameters of each run to come."""
     command: list[str] = field(default_factory=list)
     """What the agent starts."""
+    reports: list[dict[str, Any]] = field(default_factory=list)
+    """The variables of each upsertView."""
     raw: list[str] = field(default_factory=list)
     """The bodies of all requests."""
     shelf: Shelf = field(default_factory=Shelf)
@@ -88,6 +90,27 @@ class Server:
                     "bucket": self._resumed(told["name"]),
                 }
             }
+        if "query Runs(" in query:
+            return {"project": self._listed(told) if told["project"] in self._projects() else None}
+        if "RunFullHistory" in query:
+            assert told["samples"] >= len(self.history.get(told["name"], [])), "a real server would pick some"
+            return {"project": {"run": {"history": [json.dumps(row) for row in self.history.get(told["name"], [])]}}}
+        if "ProjectInternalId" in query:
+            return {"project": {"id": "p", "internalId": 1}}
+        if "GetProjects" in query:
+            edges = [
+                {
+                    "cursor": name,
+                    "node": {"id": "p", "name": name, "entityName": "tester", "createdAt": "", "isBenchmark": False, "user": None},
+                }
+                for name in self._projects()
+            ]
+            return {"models": {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}}}
+        if "upsertView" in query:
+            self.reports.append(told)
+            project = {"id": "p", "name": told["projectName"], "entityName": told["entityName"]}
+            view = {**told, "id": f"report{len(self.reports)}", "project": project, "updatedAt": "2026-11-22T10:00:00Z"}
+            return {"upsertView": {"view": view, "inserted": True}}
         if "UpsertBucket" in query:
             there = told["name"] in self.runs
             self.runs[told["name"]] = told = {
@@ -113,6 +136,32 @@ class Server:
         if "viewer" in query:
             return {"viewer": {"id": "v", "entity": "tester", "username": "tester", "flags": "{}", "teams": {"edges": []}}}
         return {}
+
+    def _projects(self) -> set[str]:
+        return {run["project"] for run in self.runs.values()}
+
+    def _listed(self, told: dict[str, Any]) -> dict[str, Any]:
+        """What the public API asks for: a page of the runs that meet the filters, oldest first."""
+        wanted = [item for part in json.loads(told["filters"]).get("$and", []) for item in part.items()]
+        nodes = [node for node in map(self._node, self.runs) if node["project"] == told["project"]]
+        nodes = [node for node in nodes if all(value in node[key] if key == "tags" else node[key] == value for key, value in wanted)]
+        first = int(told.get("cursor") or 0)
+        page = nodes[first : first + told["perPage"]]
+        edges = [{"node": node, "cursor": str(first + place)} for place, node in enumerate(page, 1)]
+        more = first + len(page) < len(nodes)
+        return {"internalId": 1, "runCount": len(nodes), "readOnly": True, "runs": {"edges": edges, "pageInfo": {"hasNextPage": more}}}
+
+    def _node(self, run: str) -> dict[str, Any]:
+        told = self.runs[run]
+        state = {None: "running", 0: "finished"}.get(next(reversed(self.exits.get(run, [])), None), "failed")
+        return {
+            "projectId": "1", "id": "b", "name": run, "project": told["project"], "displayName": told.get("displayName"), "sweepName": None,
+            "state": state, "config": told.get("config") or "{}", "group": told.get("groupName"), "jobType": told.get("jobType"),
+            "tags": told.get("tags") or [], "commit": told.get("commit"), "readOnly": True, "createdAt": "2026-11-22T09:00:00Z",
+            "heartbeatAt": "2026-11-22T10:00:00Z", "description": None, "notes": told.get("notes"), "systemMetrics": "{}",
+            "summaryMetrics": json.dumps(self.summary.get(run, {})), "historyLineCount": len(self.history.get(run, [])),
+            "user": {"name": "tester", "username": "tester"}, "historyKeys": None,
+        }  # fmt: skip
 
     def _commands(self, running: dict[str, bool]) -> list[dict[str, Any]]:
         """One run after the other, then the end."""

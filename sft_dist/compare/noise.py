@@ -12,8 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 LEVEL = 0.95
-DRAWS = 2000  # of the bootstrap: the ends of an interval then move by a few hundredths of its length between seeds
-CELLS = 4_000_000  # numbers that one piece of the bootstrap holds at once
 
 Right = NDArray[np.bool_]
 """runs x samples: whether a run classifies a sample rightly."""
@@ -32,12 +30,12 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """Other minus one, with an interval of 95 %. p: two-sided, before any correction; None where only an interval was made."""
+    """Other minus one, with an interval of 95 %. p: two-sided, before any correction."""
 
     value: float
     low: float
     high: float
-    p: float | None
+    p: float
     test: str
 
 
@@ -60,9 +58,9 @@ def mcnemar(only_one: int, only_other: int) -> float:
 
 def welch(one: Sequence[float], other: Sequence[float]) -> Difference:
     """Welch's t-test of the means of two or more scores on each side; the samples are taken as given."""
-    parts = _seed_parts(np.asarray(one), np.asarray(other))
+    parts = seed_parts(np.asarray(one), np.asarray(other))
     variance = sum(part for part, _ in parts)
-    return _student(spread(other).mean - spread(one).mean, variance, _freedom(variance, parts, 0.0, 2), "Welch t")
+    return student(spread(other).mean - spread(one).mean, variance, freedom(variance, parts, 0.0, 2), "Welch t")
 
 
 def top1(one: Right, other: Right) -> Difference:
@@ -87,33 +85,13 @@ def _two_recipes(one: Right, other: Right) -> Difference:
     degrees of freedom are those of that spread alone, because too many would make a spread that is small by chance look certain.
     """
     n = one.shape[1]
-    seeds = _seed_parts(one.mean(1), other.mean(1))
+    seeds = seed_parts(one.mean(1), other.mean(1))
     per_sample = other.mean(0) - one.mean(0)
     samples = float(np.var(per_sample, ddof=1)) / n
     both = sum(_interactions(one, other))
     from_seeds = sum(part for part, _ in seeds)
     variance = max(from_seeds + samples - both, from_seeds, samples)
-    return _student(float(per_sample.mean()), variance, _freedom(variance, seeds, samples, n), "crossed t")
-
-
-def f1_macro(truths: NDArray[np.int64], one: NDArray[np.int64], other: NDArray[np.int64], seed: int = 0) -> Difference:
-    """The difference in macro F1 by a bootstrap of the samples, drawn in pairs; guesses are runs x samples.
-
-    One run on each side: the percentile interval (Efron and Tibshirani 1993, chapter 13). Several seeds: its variance is added to that of
-    the seeds, in Student's interval. There is no test.
-    """
-    scores = _f1_of_draws(truths, np.concatenate([one, other]), seed)
-    means = [(sides[: len(one)].mean(0), sides[len(one) :].mean(0)) for sides in (scores[:, :1], scores[:, 1:])]
-    value = float((means[0][1] - means[0][0])[0])
-    draws = means[1][1] - means[1][0]
-    if len(one) == len(other) == 1:
-        low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        return Difference(value, float(low), float(high), None, "bootstrap")
-    seeds = _seed_parts(scores[: len(one), 0], scores[len(one) :, 0])
-    from_samples = float(np.var(draws, ddof=1))
-    variance = sum(part for part, _ in seeds) + from_samples
-    made = _student(value, variance, _freedom(variance, seeds, from_samples, len(truths)), "bootstrap and seeds")
-    return Difference(made.value, made.low, made.high, None, made.test)
+    return student(float(per_sample.mean()), variance, freedom(variance, seeds, samples, n), "crossed t")
 
 
 def holm(p_values: Sequence[float], among: int) -> list[float]:
@@ -125,7 +103,7 @@ def holm(p_values: Sequence[float], among: int) -> list[float]:
     return adjusted
 
 
-def _seed_parts(one: NDArray[Any], other: NDArray[Any]) -> list[tuple[float, int]]:
+def seed_parts(one: NDArray[Any], other: NDArray[Any]) -> list[tuple[float, int]]:
     """(variance of the difference, degrees of freedom) that the seeds of each side cause; a side of one run borrows the other's spread."""
     if min(len(one), len(other)) == 1:
         several = one if len(one) > 1 else other
@@ -133,7 +111,7 @@ def _seed_parts(one: NDArray[Any], other: NDArray[Any]) -> list[tuple[float, int
     return [(float(np.var(side, ddof=1)) / len(side), len(side) - 1) for side in (one, other)]
 
 
-def _freedom(variance: float, seeds: Sequence[tuple[float, int]], samples: float, n: int) -> float:
+def freedom(variance: float, seeds: Sequence[tuple[float, int]], samples: float, n: int) -> float:
     """Satterthwaite's degrees of freedom of a variance that seeds and samples cause; of a borrowed spread, those of the seeds alone."""
     if len(seeds) == 1:
         return seeds[0][1]
@@ -154,57 +132,24 @@ def _residual_square(side: Right) -> float:
     return float((residual**2).sum() / ((len(side) - 1) * (side.shape[1] - 1)))
 
 
-def _student(value: float, variance: float, freedom: float, test: str) -> Difference:
+def student(value: float, variance: float, degrees: float, test: str) -> Difference:
     """Student's interval, and the test of no difference."""
     from scipy.special import stdtr
 
     if variance == 0:
         return Difference(value, value, value, 1.0 if value == 0 else 0.0, test)
     error = math.sqrt(variance)
-    half = _quantile(freedom) * error
-    return Difference(value, value - half, value + half, 2 * float(stdtr(freedom, -abs(value) / error)), test)
+    half = _quantile(degrees) * error
+    return Difference(value, value - half, value + half, 2 * float(stdtr(degrees, -abs(value) / error)), test)
 
 
-def _quantile(freedom: float) -> float:
+def _quantile(degrees: float) -> float:
     from scipy.special import stdtrit
 
-    return float(stdtrit(freedom, (1 + LEVEL) / 2))
+    return float(stdtrit(degrees, (1 + LEVEL) / 2))
 
 
 def _normal() -> float:
     from scipy.special import ndtri
 
     return float(ndtri((1 + LEVEL) / 2))
-
-
-def _f1_of_draws(truths: NDArray[np.int64], guesses: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
-    """runs x (1 + DRAWS): macro F1 on the samples as they are, and on each draw of as many with replacement.
-
-    Samples with the same truth and the same guesses are one cell with a count, and a draw is a multinomial over the cells.
-    """
-    from scipy.sparse import csr_array
-
-    cells, counts = np.unique(np.concatenate([truths[None], guesses]), axis=1, return_counts=True)
-    width, n = int(cells.max()) + 1, int(counts.sum())
-    everywhere = np.arange(len(counts))
-
-    def by_class(classes: NDArray[np.int64], among: NDArray[np.bool_]) -> Any:
-        return csr_array((among.astype(float), (everywhere, classes)), shape=(len(counts), width))
-
-    every = np.ones(len(counts), dtype=bool)
-    support = by_class(cells[0], every)
-    tables = [(by_class(row, row == cells[0]), by_class(row, every)) for row in cells[1:]]
-    random, size = np.random.default_rng(seed), max(1, CELLS // max(len(counts), width))
-    pieces = [counts[None]] + [random.multinomial(n, counts / n, size=min(size, DRAWS - i)) for i in range(0, DRAWS, size)]
-    return np.concatenate([_macro_f1(piece.astype(float), support, tables) for piece in pieces], axis=1)
-
-
-def _macro_f1(weights: NDArray[np.float64], support: Any, tables: Sequence[tuple[Any, Any]]) -> NDArray[np.float64]:
-    """runs x draws; classes on neither side are left out, as in scikit-learn and in the scores of a run."""
-    there = weights @ support
-    scores = []
-    for right, guessed in tables:
-        either = there + weights @ guessed
-        f1 = 2 * (weights @ right) / np.maximum(either, 1)
-        scores.append(f1.sum(1) / np.maximum((either > 0).sum(1), 1))
-    return np.array(scores)

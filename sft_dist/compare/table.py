@@ -73,8 +73,7 @@ def _lines(comparison: Comparison) -> Iterator[str]:
 
 
 def _details(pair: Pair) -> Iterator[str]:
-    if pair.f1_macro:
-        yield telling.difference(pair.f1_macro, "f1_macro")
+    yield from telling.beside(pair)
     changed = [telling.class_change(change) for change in pair.classes if change.recall_other != change.recall_one]
     if changed:
         yield f"recall by class, in points: {words.listed(changed, MOST)}"

@@ -24,6 +24,13 @@ def difference(found: Difference, name: str) -> str:
     return f"{100 * found.value:+.1f} points of {name}, 95 % interval {low:.1f} to {high:.1f}"
 
 
+def beside(pair: Pair) -> list[str]:
+    """The other scores of a pair, whose p values decide nothing and are not corrected."""
+    return [
+        f"{difference(found, words.score(metric))}, {found.test} {p_value(found.p)}, not corrected" for metric, found in pair.beside.items()
+    ]
+
+
 def correction(comparison: Comparison) -> str:
     return f" (Holm over {comparison.among} pairs)" if comparison.among > 1 else ""
 

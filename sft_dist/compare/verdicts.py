@@ -1,11 +1,11 @@
 """Which runs are held against which, and for each pair whether the difference is noise."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from statistics import fmean
 
-from sft_dist.compare import noise, pairing, standings
+from sft_dist.compare import noise, pairing, resampling, standings
 from sft_dist.compare.noise import Difference
 from sft_dist.compare.pairing import Answers, ClassChange, Moved, Paired
 from sft_dist.compare.standings import Entry
@@ -17,15 +17,22 @@ from sft_dist.history.records import Record, told_apart
 ALPHA = 1 - noise.LEVEL
 ALL_PAIRS = 5  # groups of which every pair is judged; of more, the first against each of the others
 TOP = 10
+TOP1, F1 = "val/top1", "val/f1_macro"
+TESTED = (TOP1, *resampling.MACRO)
+"""The scores that runs can be judged by: for these there is a test over samples."""
 
 Predicted = Callable[[Record], Answers]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What is compared: the `last` evaluation or the `best`, of the runs that meet the conditions, in an order, the first few."""
+    """What is compared: the `last` evaluation or the `best`, of the runs that meet the conditions, in an order, the first few.
+
+    metric: one of TESTED; None is the score that decided the runs' best.
+    """
 
     at: str = "last"
+    metric: str | None = None
     where: Sequence[str] = ()
     sort: str | None = None
     top: int | None = None
@@ -33,7 +40,10 @@ class Choice:
 
 @dataclass(frozen=True)
 class Pair:
-    """`other` against `one`. verdict: better, worse, noise or unknown. p: corrected. reason: why nothing can be said, where it is so."""
+    """`other` against `one`. verdict: better, worse, noise or unknown. p: corrected. reason: why nothing can be said, where it is so.
+
+    beside: other scores -> their differences, told as well, without correction, and deciding nothing.
+    """
 
     one: str
     other: str
@@ -41,7 +51,7 @@ class Pair:
     verdict: str = "unknown"
     difference: Difference | None = None
     p: float | None = None
-    f1_macro: Difference | None = None
+    beside: Mapping[str, Difference] = field(default_factory=dict)
     samples: int = 0
     classes: Sequence[ClassChange] = ()
     better: Sequence[Moved] = ()
@@ -90,7 +100,9 @@ def judge(records: Sequence[Record], baseline: Sequence[Record], choice: Choice)
     places = {record.place for record in baseline}
     everyone = told_apart([*baseline, *(record for record in records if record.place not in places)])
     baseline, records = everyone[: len(baseline)], everyone[len(baseline) :]
-    metric = next((record.headline for record in (*baseline, *records)), "")
+    metric = choice.metric or next((record.headline for record in (*baseline, *records)), "")
+    if metric not in TESTED:
+        raise ConfigError(f"--metric {metric}: runs are judged by one of {', '.join(TESTED)}; --sort {metric} orders them by it")
     chosen = selection.where(records, choice.where, choice.at)
     scored, notes = _scored(chosen, metric, choice.at)
     left_out = [record.name for record in chosen if metric not in record.numbers(choice.at)]
@@ -111,7 +123,7 @@ def judge(records: Sequence[Record], baseline: Sequence[Record], choice: Choice)
         notes.append(f"the first {len(shown)} of {len(wanted)} are shown; --top {len(wanted)} shows all")
     among = len(wanted) if base else len(wanted) * (len(wanted) - 1) // 2
     entries = [standings.entry(group, metric, choice.at) for group in (*base, *shown)]
-    pairs = _judged(_chosen(base, shown), choice.at, among)
+    pairs = _judged(_chosen(base, shown), metric, choice.at, among)
     problems = [f"{name}: {told}" for entry in entries for name, read in entry.curves.items() for told in read.problems]
     facts, count = groups.differing([*base, *shown]), len(wanted) + len(base)
     label = base[0].label if base else None
@@ -167,7 +179,7 @@ def _chosen(base: Sequence[Group], shown: Sequence[Group]) -> list[tuple[Group, 
     return [(worse, better) for i, better in enumerate(firsts) for worse in shown[i + 1 :]]
 
 
-def _judged(chosen: Sequence[tuple[Group, Group]], at: str, among: int) -> list[Pair]:
+def _judged(chosen: Sequence[tuple[Group, Group]], metric: str, at: str, among: int) -> list[Pair]:
     @cache
     def answers(place: str) -> Answers:
         run = runs[place]
@@ -175,8 +187,8 @@ def _judged(chosen: Sequence[tuple[Group, Group]], at: str, among: int) -> list[
         return Answers(run.name, run.classes, run.predictions(step if step is not None else 0))
 
     runs = {run.place: run for pair in chosen for group in pair for run in group.runs}
-    pairs = [_pair(one, other, at, lambda run: answers(run.place)) for one, other in chosen]
-    corrected = iter(noise.holm([pair.difference.p or 0.0 for pair in pairs if pair.difference], among))
+    pairs = [_pair(one, other, metric, at, lambda run: answers(run.place)) for one, other in chosen]
+    corrected = iter(noise.holm([pair.difference.p for pair in pairs if pair.difference], among))
     return [_decided(pair, next(corrected)) if pair.difference else pair for pair in pairs]
 
 
@@ -186,16 +198,16 @@ def _decided(pair: Pair, p: float) -> Pair:
     return replace(pair, p=p, verdict=verdict)
 
 
-def _pair(one: Group, other: Group, at: str, answers: Predicted) -> Pair:
+def _pair(one: Group, other: Group, metric: str, at: str, answers: Predicted) -> Pair:
     aligned = pairing.align([answers(run) for run in one.runs], [answers(run) for run in other.runs])
     begun = Pair(one.label, other.label, (len(one.runs), len(other.runs)))
     if not isinstance(aligned, Paired):
         silent = any(not answers(run).predictions.ids for run in (*one.runs, *other.runs))
-        return _by_seeds_alone(replace(begun, reason=aligned), one, other, at) if silent else replace(begun, reason=aligned)
+        return _by_seeds_alone(replace(begun, reason=aligned), one, other, metric, at) if silent else replace(begun, reason=aligned)
     return replace(
         begun,
-        difference=noise.top1(aligned.right_one, aligned.right_other),
-        f1_macro=noise.f1_macro(aligned.truths, aligned.one, aligned.other),
+        difference=_difference(metric, aligned),
+        beside={name: _difference(name, aligned) for name in (TOP1, F1) if name != metric},
         samples=len(aligned.ids),
         classes=pairing.class_changes(aligned),
         better=pairing.moved(aligned, better=True),
@@ -204,12 +216,18 @@ def _pair(one: Group, other: Group, at: str, answers: Predicted) -> Pair:
     )
 
 
-def _by_seeds_alone(pair: Pair, one: Group, other: Group, at: str) -> Pair:
+def _difference(metric: str, aligned: Paired) -> Difference:
+    if metric == TOP1:
+        return noise.top1(aligned.right_one, aligned.right_other)
+    return resampling.difference(metric, aligned.truths, aligned.one, aligned.other)
+
+
+def _by_seeds_alone(pair: Pair, one: Group, other: Group, metric: str, at: str) -> Pair:
     """Where predictions are missing: a test over the seeds, if there are several on both sides, and all saw the same data."""
     runs = [*one.runs, *other.runs]
     data = {run.fingerprint for run in runs}
     if min(pair.runs) < 2 or len(data) > 1 or None in data:
         return pair
-    scores = [[run.numbers(at)[run.headline] for run in group.runs] for group in (one, other)]
+    scores = [[run.numbers(at)[metric] for run in group.runs] for group in (one, other)]
     note = f"{pair.reason}: tested over the seeds alone, so it speaks of these validation samples only"
     return replace(pair, difference=noise.welch(*scores), notes=[note], reason="")

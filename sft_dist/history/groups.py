@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sft_dist.history.records import Record, natural
+from sft_dist.history.records import Record, is_number, natural
 
 NOT_THE_RECIPE = ("train.seed", "run.", "track.", "report.", "watch.", "save.", "data.root", "data.download", "data.workers")
 """Keys in which runs of one recipe may differ. Of the data the fingerprint is compared instead of the place."""
@@ -70,9 +70,14 @@ def _identity(record: Record) -> str:
     """Equal for runs of one recipe. A run that is not done, or whose config cannot be read, stands alone."""
     if not record.done or not record.config:
         return record.place
-    recipe = {key: value for key, value in record.config.items() if not key.startswith(NOT_THE_RECIPE)}
+    recipe = {key: _plain(value) for key, value in record.config.items() if not key.startswith(NOT_THE_RECIPE)}
     code = [record.env.get("commit"), _packages(record).get("sft-dist")]
     return json.dumps([recipe, record.fingerprint, code], sort_keys=True, default=str)
+
+
+def _plain(value: Any) -> Any:
+    """One whole number, written by one program as 1.0 and by another as 1, is one value."""
+    return [_plain(part) for part in value] if isinstance(value, list) else float(value) if is_number(value) else value
 
 
 def _facts(run: Record) -> dict[str, str]:
@@ -91,6 +96,8 @@ def shown(value: object) -> str:
     """A value of a config or a record as one would write it."""
     if value is None:
         return "null"
+    if isinstance(value, list):
+        return f"[{', '.join(map(shown, value))}]"
     return value if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else json.dumps(value, default=str)
 
 

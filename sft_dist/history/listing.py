@@ -9,10 +9,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sft_dist.history import reading
-from sft_dist.history.records import is_number, printable
+from sft_dist.history import files, reading
+from sft_dist.history.records import Record, is_number, printable
 from sft_dist.progress import HEADLINES
-from sft_dist.rundir import read_json
 
 TAIL = 4096  # bytes of metrics.jsonl that hold its last row
 SCALARS = re.compile(r'"best": \{((?:"[^"\\]*": (?:-?[\d.eE+-]+|null)(?:, )?)+)')
@@ -35,7 +34,24 @@ class Line:
 def lines(place: Path) -> tuple[list[Line], list[str]]:
     """The runs of a folder, sorted by name as people count, and what was passed over."""
     folders, passed = reading.find([place])
-    return [_line(folder, _title(folder, place)) for folder in folders], passed
+    return [_line(folder, _title(folder, place), passed) for folder in folders], passed
+
+
+def of(records: Sequence[Record]) -> list[Line]:
+    """The lines of runs that were read already."""
+    return [
+        Line(
+            name=record.name,
+            outcome=record.outcome.get("outcome", "unfinished"),
+            step=_whole(record.outcome.get("step")),
+            of=_whole(record.plan.get("total_steps")),
+            metric=record.headline if record.headline in record.numbers("best") else None,
+            best=record.numbers("best").get(record.headline),
+            seed=_whole(record.config.get("train.seed")),
+            when=_shown(record.when),
+        )
+        for record in records
+    ]
 
 
 def describe(found: Sequence[Line]) -> list[str]:
@@ -61,12 +77,11 @@ def _title(folder: Path, place: Path) -> str:
     return printable(folder.absolute().name if below == "." else below)
 
 
-def _line(folder: Path, name: str) -> Line:
-    outcome, plan = read_json(folder / "outcome.json"), read_json(folder / "plan.json")
-    best = _best(folder / "scores.json")
+def _line(folder: Path, name: str, passed: list[str]) -> Line:
+    outcome, plan = _object(folder / "outcome.json", passed), _object(folder / "plan.json", passed)
+    best = _best(folder / "scores.json", passed)
     metric = next((name for name, _ in HEADLINES.values() if is_number(best.get(name))), None)
     ended = outcome.get("outcome")
-    when = datetime.fromtimestamp(reading.touched(folder)).astimezone()
     return Line(
         name=name,
         outcome=ended if ended in ("done", "saved", "failed") else "unfinished",
@@ -75,18 +90,34 @@ def _line(folder: Path, name: str) -> Line:
         metric=metric,
         best=float(best[metric]) if metric else None,
         seed=_whole(plan.get("seed")),
-        when=when.strftime("%Y-%m-%d %H:%M"),
+        when=_shown(reading.touched(folder)),
     )
 
 
-def _best(scores: Path) -> dict[str, Any]:
+def _shown(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def _object(path: Path, passed: list[str]) -> dict[str, Any]:
+    """A JSON object, empty where there is none that can be read. One that is far too large is told."""
+    try:
+        content = json.loads(files.text(path)) if path.is_file() else {}
+    except files.TooLargeError as error:
+        passed.append(f"{printable(path.parent.name)}/{path.name} ({error})")
+        return {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _best(scores: Path, passed: list[str]) -> dict[str, Any]:
     """The numbers of the best evaluation. They come first in our files, so that a confusion matrix of 1,000 classes is not parsed."""
     if not scores.is_file():
         return {}
     with suppress(OSError, ValueError), scores.open(encoding="utf-8") as file:
         if found := SCALARS.search(file.read(2048)):
             return dict(json.loads("{" + found[1].removesuffix(", ") + "}"))
-    entry = read_json(scores).get("best")
+    entry = _object(scores, passed).get("best")
     return entry if isinstance(entry, dict) else {}
 
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import yaml
 
 from sft_dist import attempts
 from sft_dist.errors import ConfigError
+from sft_dist.history import files
 from sft_dist.history.records import Curves, Predictions, Record, Turn, is_number, natural, printable
 from sft_dist.rundir import RunDir, step_name
 
@@ -21,11 +24,9 @@ NESTED = "(nested)"
 MOST_KEYS = 10_000  # of a config: a few lines of YAML can name a section a million times
 
 
-def gather(words: Sequence[str]) -> tuple[list[Record], list[str]]:
-    """The runs that words name, each word a run's folder or a folder of such; and what was passed over, and why."""
-    if remote := [word for word in words if word.startswith("wandb:")]:
-        raise ConfigError(f"{', '.join(remote)}: comparing runs of Weights & Biases is not built yet; name folders of this machine")
-    folders, passed = find([Path(word) for word in words])
+def gather(places: Sequence[Path]) -> tuple[list[Record], list[str]]:
+    """The runs among and below folders; and what was passed over, and why."""
+    folders, passed = find(places)
     found = [read(folder) for folder in folders]
     return found, [*passed, *(f"{record.name}: {problem}" for record in found for problem in record.problems)]
 
@@ -75,11 +76,7 @@ def read(folder: Path) -> Record:
     run = RunDir(folder)
     problems: list[str] = []
     plan, env, outcome, scores = (_object(folder / f"{name}.json", problems) for name in ("plan", "env", "outcome", "scores"))
-    state: dict[str, Any] = {}
-    with suppress(OSError, UnicodeDecodeError):
-        checkpoint = run.pointed_to("latest") or run.pointed_to("best")
-        state = _object(checkpoint / "state.json", problems) if checkpoint else {}
-    fingerprint = state.get("fingerprint")
+    fingerprint = env.get("data_fingerprint") or _state(run, problems).get("fingerprint")
     return Record(
         name=printable(folder.absolute().name),
         place=printable(str(folder.resolve())),
@@ -99,7 +96,7 @@ def read(folder: Path) -> Record:
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file, as far as it can be read."""
-    return list(_lines(path, []))
+    return list(files.lines(path, []))
 
 
 def touched(folder: Path) -> float:
@@ -111,11 +108,19 @@ def touched(folder: Path) -> float:
     return max(times)
 
 
+def _state(run: RunDir, problems: list[str]) -> dict[str, Any]:
+    """Of the latest checkpoint, or the best. Runs of before env.json told the data's fingerprint tell it there."""
+    with suppress(OSError, UnicodeDecodeError):
+        if checkpoint := run.pointed_to("latest") or run.pointed_to("best"):
+            return _object(checkpoint / "state.json", problems)
+    return {}
+
+
 def _object(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        content = json.loads(files.text(path)) if path.is_file() else {}
     except (OSError, ValueError, RecursionError) as error:
-        problems.append(f"{path.name} cannot be read ({_first_line(error)})")
+        problems.append(f"{path.name} cannot be read ({files.first_line(error)})")
         return {}
     if not isinstance(content, dict):
         problems.append(f"{path.name} holds no object")
@@ -127,14 +132,38 @@ def _config(path: Path, problems: list[str]) -> dict[str, Any]:
     try:
         if not path.is_file():
             raise ValueError("it is no file")
-        text = path.read_text(encoding="utf-8")
-        tree = yaml.load(text, yaml.CSafeLoader) if yaml.__with_libyaml__ else yaml.load(text, yaml.SafeLoader)  # seven times faster
+        text = files.text(path)
+        tree = _tree(text)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        problems.append(f"config.yaml cannot be read ({_first_line(error)})")
+        problems.append(f"config.yaml cannot be read ({files.first_line(error)})")
         return {}
     if not isinstance(tree, dict):
         problems.append("config.yaml holds no keys")
-    return dict(islice(_flat(tree, "", depth=3), MOST_KEYS)) if isinstance(tree, dict) else {}
+    return flat(tree) if isinstance(tree, dict) else {}
+
+
+def _tree(text: str) -> Any:
+    """What the YAML says. The runs of a sweep share most of their sections, and each text of one is read once."""
+    if not re.search(r"[&*%]|^(?:---|\.\.\.)", text, re.MULTILINE):  # nothing that reaches from one section into another
+        with suppress(yaml.YAMLError):
+            sections = [_section(part) for part in re.split(r"^(?=[A-Za-z_])", text, flags=re.MULTILINE) if part]
+            if sections and all(isinstance(section, dict) and len(section) == 1 for section in sections):
+                return {key: value for section in sections for key, value in section.items()}
+    return _yaml(text)
+
+
+@lru_cache(maxsize=4096)
+def _section(text: str) -> Any:
+    return _yaml(text)
+
+
+def _yaml(text: str) -> Any:
+    return yaml.load(text, yaml.CSafeLoader) if yaml.__with_libyaml__ else yaml.load(text, yaml.SafeLoader)  # seven times faster
+
+
+def flat(tree: Mapping[Any, Any]) -> dict[str, Any]:
+    """Dotted key -> value, of any config: what is nested deeper than one of ours is not followed."""
+    return dict(islice(_flat(tree, "", depth=3), MOST_KEYS))
 
 
 def _flat(tree: Mapping[Any, Any], above: str, depth: int) -> Iterator[tuple[str, Any]]:
@@ -160,9 +189,9 @@ def _turns(run: RunDir) -> tuple[Turn, ...]:
 
 def _curves(run: RunDir) -> Curves:
     problems: list[str] = []
-    files = [run.metrics, *sorted(run.path.glob("attempts/*/rewound.jsonl"))]
+    places = [run.metrics, *sorted(run.path.glob("attempts/*/rewound.jsonl"))]
     rows, *rewound = [
-        [row for row in _lines(path, problems) if is_number(step := row.get("step")) and isinstance(step, int)] for path in files
+        [row for row in files.lines(path, problems) if is_number(step := row.get("step")) and isinstance(step, int)] for path in places
     ]
     return Curves(rows, rewound, tuple(problems))
 
@@ -171,7 +200,7 @@ def _predictions(path: Path) -> Predictions:
     problems: list[str] = []
     samples: dict[str, tuple[int, int, float, float]] = {}
     bad = 0
-    for row in _lines(path, problems):
+    for row in files.lines(path, problems, files.MOST_PREDICTIONS):
         sample, label, probs = row.get("id"), row.get("label"), row.get("probs")
         if (
             isinstance(sample, str)
@@ -189,29 +218,3 @@ def _predictions(path: Path) -> Predictions:
         problems.append(f"{path.name}: {bad} row(s) left out (no id, label and probabilities, or an id that was there before)")
     truths, guesses, certainty, confidence = zip(*samples.values(), strict=True) if samples else ((), (), (), ())
     return Predictions(list(samples), truths, guesses, certainty, tuple(problems), confidence)
-
-
-def _lines(path: Path, problems: list[str]) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file; what is none, like a last line that a crash cut short, is counted under `problems`."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    except OSError as error:
-        problems.append(f"{path.name} cannot be read ({_first_line(error)})")
-        return
-    lines, bad = text.split("\n"), []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line) if line else None
-        except (ValueError, RecursionError):
-            row = None
-        if isinstance(row, dict):
-            yield row
-        elif line:
-            bad.append(number)
-    if bad:
-        where = "the last, cut short" if bad == [len(lines)] else f"the first is line {bad[0]}"
-        problems.append(f"{path.name}: {len(bad)} line(s) left out ({where})")
-
-
-def _first_line(error: BaseException) -> str:
-    return printable(next(iter(str(error).splitlines()), type(error).__name__))
