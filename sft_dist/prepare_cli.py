@@ -54,3 +54,6 @@ def check_command(config: Path, overrides: tuple[str, ...], out: Path, workers: 
     from sft_dist.datacheck import command as datacheck
 
     sys.exit(datacheck.check(parse.load(config, overrides), out, workers, near))
+
+
+COMMANDS = (init_command, config_group, data_group)

@@ -166,9 +166,10 @@ def _outcome(state: str, summary: Mapping[str, Any]) -> dict[str, Any]:
 
 def _scores(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Best, last and test: in W&B `best/val/top1`, `val/top1` and `test/top1`."""
-    best = {name.removeprefix("best/"): value for name, value in summary.items() if name.startswith("best/")}
-    last = {name: value for name, value in numbers(summary).items() if name.startswith("val/")}
-    test = {name: value for name, value in summary.items() if name.startswith("test/")}
+    known = numbers(summary)
+    best = {name.removeprefix("best/"): value for name, value in known.items() if name.startswith("best/")}
+    last = {name: value for name, value in known.items() if name.startswith("val/")}
+    test = {name: value for name, value in known.items() if name.startswith("test/")}
     found = {"best": best, "last": {**last, "step": summary.get("last/step")}, "test": {**test, "step": test.pop("test/step", None)}}
     return {name: entry for name, entry in found.items() if numbers(entry)}
 
@@ -185,7 +186,7 @@ def _apart(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         return
     shared = {"step": int(step), **{name: row[name] for name in ("samples", "epoch") if name in row}}
     scores = {name: value for name, value in row.items() if name.startswith(("val/", "train/mean_"))}
-    rest = {name: value for name, value in row.items() if "/" in name and name not in scores}
+    rest = {name: value for name, value in row.items() if "/" in name and name not in scores and not isinstance(value, dict)}  # tables
     for kind, values in (("train", rest), ("eval", scores)):
         if values:
             yield {"kind": kind, **shared, **values}

@@ -122,6 +122,16 @@ def wait_for_step(run: Path, step: int, limit_s: float = 120) -> None:
     raise AssertionError(f"{run} did not reach step {step} in {limit_s} s")
 
 
+def wait_for_checkpoint(run: Path, limit_s: float = 120) -> None:
+    """Until a save has been committed, which is some steps after it began."""
+    end = time.monotonic() + limit_s
+    while time.monotonic() < end:
+        if any(run.glob("checkpoints/step-*/MANIFEST.json")):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"{run} has no checkpoint after {limit_s} s")
+
+
 def _die(job: Job) -> None:
     """Put a SIGKILL at a named point of the save of a step: a fault in the process, not in what is tested."""
     from sft_dist import archive, checkpoint

@@ -22,7 +22,7 @@ FLOORS = (
     "datasets finale events session remote mirror preflight transforms archive weights blocks models optim tasks loading",
     "machine usage sharding engine",
     "average checkpoint saver export evaluate loop communication track beside pictures pages compare report datacheck watch score run",
-    "guard ending draft prepare_cli cli train __main__",
+    "guard ending draft prepare_cli see_cli cli train __main__",
 )
 ORDER = " ".join(FLOORS).split()
 PAPER = FLOORS[0].split()
