@@ -148,13 +148,13 @@ def test_several_reasons_against_a_plan_are_told_together() -> None:
 FREE = {  # may differ when a run is resumed; every other key shapes the curve
     "batch.micro", "shard.strategy", "shard.offload", "shard.reshard_after_forward", "shard.hybrid", "device", "data.workers", "data.root", "data.download", "eval.where", "eval.micro", "eval.test",
     "save.every", "save.keep", "save.background", "save.on_error", "save.limit_s", "stop.patience", "stop.when", "track.wandb", "track.project", "track.entity",
-    "track.group", "track.job_type", "track.tags", "track.notes", "track.limit_s", "track.csv", "track.every", "report.write", "report.limit_s",
+    "track.group", "track.job_type", "track.tags", "track.notes", "track.limit_s", "track.csv", "track.every", "track.predictions", "track.artifact", "track.tensorboard", "track.communication", "report.write", "report.limit_s",
     "watch.startup_s", "watch.step_s", "watch.evaluation_s", "watch.save_s", "run.dir", "run.name", "run.expect_world", "run.shared", "train.duration", "train.allow_emulated", "model.activation_checkpointing",
 }  # fmt: skip
 
 
 OTHER = {  # key -> a value that the small config does not have
-    "task": "text", "report.write": "page", "precision": "fp64", "device": "cpu", "data.name": "folder", "data.classes": ["0", "1"], "data.augment": "none", "data.crop_scale": [0.5, 1.0],
+    "task": "text", "report.write": "page", "track.artifact": "export", "precision": "fp64", "device": "cpu", "data.name": "folder", "data.classes": ["0", "1"], "data.augment": "none", "data.crop_scale": [0.5, 1.0],
     "data.mean": [0.0, 0.0, 0.0], "data.std": [1.0, 1.0, 1.0], "data.workers": 2, "data.bad": "skip", "model.head": "new", "model.train": "all", "model.norm": "train",
     "model.dropout": "none", "optim.name": "adamw", "optim.betas": [0.5, 0.5], "schedule.name": "step", "schedule.warmup": "1 step", "schedule.step_every": "1 step",
     "train.duration": "1 step", "eval.every": "1 step", "eval.where": "rank0", "save.every": "2 steps", "save.on_error": "continue", "shard.strategy": "fsdp", "shard.offload": "params", "ema.decay": 0.99, "stop.when": "val/top1 >= 1",
