@@ -170,7 +170,11 @@ def _scores(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     best = {name.removeprefix("best/"): value for name, value in known.items() if name.startswith("best/")}
     last = {name: value for name, value in known.items() if name.startswith("val/")}
     test = {name: value for name, value in known.items() if name.startswith("test/")}
-    found = {"best": best, "last": {**last, "step": summary.get("last/step")}, "test": {**test, "step": test.pop("test/step", None)}}
+    found: dict[str, dict[str, Any]] = {
+        "best": best,
+        "last": {**last, "step": summary.get("last/step")},
+        "test": {**test, "step": test.pop("test/step", None)},
+    }
     return {name: entry for name, entry in found.items() if numbers(entry)}
 
 
