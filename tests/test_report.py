@@ -175,6 +175,12 @@ def test_what_was_looked_into_says_of_which_step_it_is(tmp_path: Path) -> None:
     assert "data and model were looked into at step 2, the rest shows step 4; --look does it again" in told
 
 
+def test_the_verdict_names_no_total_that_the_plan_does_not(tmp_path: Path) -> None:
+    run = a_whole_run(tmp_path / "run")
+    write(run / "plan.json", {"total_steps": None})
+    assert "the best evaluation, at step 4." in cells(drawn(run))
+
+
 def test_a_layer_that_was_zero_has_no_relative_change(tmp_path: Path) -> None:
     run = a_whole_run(tmp_path / "run")
     token = Drift(layer="class_token", elements=16, change=None, learning=True, fresh=True)

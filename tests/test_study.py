@@ -66,6 +66,11 @@ def test_sureness_is_about_right_only_where_every_answer_is() -> None:
     ]
 
 
+def test_lost_steps_are_told_however_few(tmp_path: Path) -> None:
+    chapters = [Chapter(number, None, 2, 1, 0, 1.0, lost, [], "", failed=False) for number, lost in ((1, 0), (2, 1))]
+    assert "made again, in 2 attempts: 1." in " ".join(telling.remarks(looked(a_whole_run(tmp_path / "run")), None, chapters))
+
+
 def curve(run: Path, *rows: tuple[int, float, float]) -> None:
     """step, train/mean_loss, val/loss of each evaluation"""
     write(run / "metrics.jsonl", *({"step": s, "kind": "eval", "train/mean_loss": train, "val/loss": val} for s, train, val in rows))

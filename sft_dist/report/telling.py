@@ -64,7 +64,7 @@ def remarks(study: Study, times: Times | None, chapters: Sequence[Chapter]) -> I
     if times and times.slow_data:
         yield f"{100 * times.waiting:.0f} % of the time in steps was spent waiting for data: more data.workers, or smaller files, would make it faster."
     if lost := sum(chapter.lost for chapter in chapters):
-        yield f"{lost} steps were lost in interruptions and made again, in {len(chapters)} attempts."
+        yield f"Steps that were lost in interruptions and made again, in {len(chapters)} attempts: {lost}."
 
 
 def sureness(found: Calibration) -> str:
