@@ -75,7 +75,7 @@ def begin(config: Path, overrides: tuple[str, ...], nodes: int, procs: int, laun
     from sft_dist import parse, rundir
 
     overrides = parse.named(config, overrides, os.environ)
-    settings, _ = local.checked(config, overrides, os.environ, nodes * procs)
+    settings, _ = local.checked(config, overrides, os.environ, nodes * procs, os.environ.get("SFT_EXPECT_WORLD", ""))
     if done := rundir.finished(settings):
         click.echo("\n".join(["this run is finished; a longer train.duration goes on from its end", *rundir.summary(done)]), err=True)
         return

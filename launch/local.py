@@ -23,13 +23,15 @@ WARNING_S = 600.0
 """What slurm/finetune.sh asks for before the time limit (--signal=B:USR1@600); a flag of sbatch may say otherwise, which no job can see."""
 
 
-def checked(config: Path, overrides: tuple[str, ...], env: Mapping[str, str], world: int | None) -> tuple[Config, int]:
-    """The config and the world of a start, after every refusal that needs no torch; world: None for one process a GPU of this machine."""
+def checked(config: Path, overrides: tuple[str, ...], env: Mapping[str, str], world: int | None, expected: str = "") -> tuple[Config, int]:
+    """The config and the world of a start, after every refusal that needs no torch.
+
+    world: None for one process a GPU of this machine. expected: SFT_EXPECT_WORLD as the ranks will find it, where this start does not set it.
+    """
     plans.plain([str(config), *overrides])
     settings = parse.load(config, overrides)
     size = world or plans.processes_here(settings, env)
-    told = {name: value for name, value in env.items() if name != "SFT_EXPECT_WORLD"}
-    preflight.check(settings, World(size=size, local_size=size), told)
+    preflight.check(settings, World(size=size, local_size=size), {**env, "SFT_EXPECT_WORLD": expected})
     return settings, size
 
 

@@ -68,6 +68,7 @@ def _write_report(run: RunDir, report: Report) -> str:
                 command,
                 env={**with_this_package(), "CUDA_VISIBLE_DEVICES": ""},
                 text=True,
+                errors="replace",  # a library may say a file's name as it is
                 start_new_session=True,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -80,6 +81,8 @@ def _write_report(run: RunDir, report: Report) -> str:
             _, told = process.communicate(timeout=report.limit_s)
         except subprocess.TimeoutExpired:
             return f"it took longer than report.limit_s = {report.limit_s} s"
+        except KeyboardInterrupt:  # of somebody who has waited long enough; the run is done all the same
+            return "it was interrupted"
         finally:
             process.kill()
     return (told.strip().splitlines() or [f"exit code {process.returncode}"])[-1] if process.returncode else ""

@@ -47,6 +47,25 @@ def test_each_attempt_says_when_it_began_how_long_it_took_and_how_it_ended(tmp_p
     assert found[3].saves == [0.5, 2.0]
 
 
+def test_lost_steps_are_counted_where_rows_are_further_apart(tmp_path: Path) -> None:
+    """By the rows that were taken back, and from the step that the attempt went on from."""
+    run = a_run(tmp_path / "run", guesses([]))
+    write(an_attempt(run, 1, 60, 15) / "rewound.jsonl", *({"step": step, "kind": "train"} for step in (20, 30)))
+    write(an_attempt(run, 2, 60, 25) / "rewound.jsonl", *({"step": step, "kind": "train"} for step in (21, 22, 23, 24)))
+    place = an_attempt(run, 3, 60, 0)
+    write(place / "attempt.json", {})
+    write(place / "rewound.jsonl", {"step": 7, "kind": "train"}, {"step": 8, "kind": "train"})
+    assert [one.lost for one in told(run)] == [15, 4, 2]
+
+
+def test_of_several_nodes_the_exit_code_is_that_of_the_one_that_failed(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "run", guesses([]), outcome=None)
+    place = an_attempt(run, 1, 60, 0)
+    (place / "node-1").mkdir()
+    write(place / "node-1" / "exit.json", {"code": 75, "time_ns": BEGAN, "asked": None})
+    assert [one.end for one in told(run)] == ["exit code 75"]
+
+
 def test_an_attempt_without_a_record_was_killed_or_still_runs(tmp_path: Path) -> None:
     run = a_run(tmp_path / "run", guesses([]), outcome=None)
     for number in "12":

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import math
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import torchvision
 from given import a_config
 from PIL import Image
@@ -19,7 +21,7 @@ from sft_dist import datasets, models, parse
 from sft_dist.plan import World
 from sft_dist.report import command as report
 from sft_dist.report import exhibits
-from sft_dist.report.look import look
+from sft_dist.report.look import change, look
 from sft_dist.run import run
 
 
@@ -66,6 +68,16 @@ def test_only_what_learned_moved_and_by_as_much_as_the_files_say(made: Path) -> 
     was = np.concatenate([start[name].detach().numpy().ravel() for name in names])
     moved = np.concatenate([end[name].ravel() for name in names]) - was
     assert drift["classifier.1"].change == pytest.approx(np.linalg.norm(moved) / np.linalg.norm(was), rel=1e-4)
+
+
+def test_a_change_is_relative_and_has_no_size_where_all_was_zero() -> None:
+    """As the class token of a vision transformer that is trained from scratch."""
+    zeros, ones = torch.zeros(4), torch.ones(4)
+    assert change([ones, zeros], [3 * ones, zeros]) == 2.0
+    assert change([ones, zeros], [ones, 2 * ones]) == 2.0
+    assert change([zeros], [zeros]) == 0.0
+    assert change([zeros], [ones]) is None
+    assert math.isnan(change([zeros], [math.nan * ones]) or 0.0)
 
 
 def test_where_the_body_is_frozen_the_embedding_is_the_same_before_and_after(made: Path) -> None:

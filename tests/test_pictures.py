@@ -1,6 +1,7 @@
 """Pictures for a page come from the data set where it can be reached, and from nowhere else."""
 
 import base64
+import gzip
 import io
 import pickle
 from pathlib import Path
@@ -124,6 +125,13 @@ def test_a_pickle_is_not_run_for_a_picture(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
     pickle.loads((tmp_path / "cifar-10-batches-py" / "test_batch").read_bytes())
     assert (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("content", [gzip.compress(b"12345678")[:-9], gzip.compress(b"1")[:10] + b"\xff" * 9], ids=["cut off", "damaged"])
+def test_an_archive_that_cannot_be_unpacked_has_no_pictures(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "MNIST" / "raw").mkdir(parents=True)
+    (tmp_path / "MNIST" / "raw" / "t10k-images-idx3-ubyte.gz").write_bytes(content)
+    assert pictures.of({"data.name": "torchvision", "data.dataset": "MNIST", "data.root": str(tmp_path)}, ["MNIST/test/0000000"]) == {}
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x02", b"no pickle", b"\x00\x00\x08\x03" + b"\xff" * 12])

@@ -13,10 +13,13 @@ import pytest
 from given_runs import CLASSES, TRUTHS, a_run, guesses, write
 from PIL import Image
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+from test_exhibits import some
 from test_pages import HOSTILE, Page
 
 from sft_dist.errors import ConfigError
 from sft_dist.report import command as report
+from sft_dist.report import exhibits
+from sft_dist.report.exhibits import Drift
 
 WRONG = [0, 3, 6, 1, 2]  # of 60 samples: three cats, a dog and an eel
 
@@ -124,7 +127,9 @@ def test_hostile_names_are_shown_as_they_are_and_obeyed_nowhere(tmp_path: Path) 
 BROKEN: dict[str, list[Any]] = {
     "scores.json": ["", "[]", '{"best": 3}', '{"best": {"step": 4, "val/top1": "x", "per_class": [], "confusion": 7}}',
                     '{"best": {"step": 4, "per_class": {"cat": {"precision": 1e999, "recall": 0, "f1": 0, "support": -3}}, "confusion": [[1, 2]]}}',
-                    '{"best": {"step": 4, "per_class": {"cat": {"precision": 0, "recall": 0, "f1": 0, "support": 0}}, "confusion": [[0]]}}'],
+                    '{"best": {"step": 4, "per_class": {"cat": {"precision": 0, "recall": 0, "f1": 0, "support": 0}}, "confusion": [[0]]}}',
+                    '{"best": {"step": 4, "val/top1": 7, "per_class": {"cat": {"precision": 0, "recall": 0, "f1": 0, "support": 10}}}}',
+                    '{"best": {"step": 4, "val/top1": 1, "per_class": {"cat": {"precision": 0, "recall": 0, "f1": 0, "support": 1e300}}}}'],
     "metrics.jsonl": ["", '{"step": 1, "kind": "train", "speed/data_wait_pct": 900, "speed/samples_per_s": 0}\n{"step": ', "\0\xff\n[]\n"],
     "predictions/step-00000004.jsonl": ["", "{}\n", '{"id": "a", "label": 7, "probs": [0.1, 5.0, -3, 0, 0, 0, 0, 0.5]}\n'],
     "config.yaml": ["", "- 1\n", "{data: {name: [1]}, model: 7}\n"],
@@ -155,6 +160,32 @@ def test_a_damaged_run_has_a_page_too(damaged: Path, name: str, content: str) ->
     finally:
         path.write_bytes(before) if before is not None else path.unlink()
     assert page.open == [] and "run" in page.words
+
+
+def test_what_was_looked_into_says_of_which_step_it_is(tmp_path: Path) -> None:
+    run = a_whole_run(tmp_path / "run")
+    made = some(run)
+    exhibits.write(run, made)
+    told = cells(drawn(run))
+    assert "at layer1.0.conv1, at step 4: red" in told and "by step 4, relative" in told and "and at step 4, by principal" in told
+    assert "does it again" not in told
+    exhibits.write(run, made.model_copy(update={"step": 2}))
+    told = cells(drawn(run))
+    assert "at layer1.0.conv1, at step 2: red" in told
+    assert "data and model were looked into at step 2, the rest shows step 4; --look does it again" in told
+
+
+def test_the_verdict_names_no_total_that_the_plan_does_not(tmp_path: Path) -> None:
+    run = a_whole_run(tmp_path / "run")
+    write(run / "plan.json", {"total_steps": None})
+    assert "the best evaluation, at step 4." in cells(drawn(run))
+
+
+def test_a_layer_that_was_zero_has_no_relative_change(tmp_path: Path) -> None:
+    run = a_whole_run(tmp_path / "run")
+    token = Drift(layer="class_token", elements=16, change=None, learning=True, fresh=True)
+    exhibits.write(run, some(run).model_copy(update={"drift": (token,)}))
+    assert re.search(r"class_token\s*from zero\s*16\s*drawn anew", drawn(run).words)
 
 
 def test_a_run_that_has_hardly_begun_has_a_page_too(tmp_path: Path) -> None:

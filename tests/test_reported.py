@@ -49,6 +49,20 @@ def test_a_report_that_fails_costs_a_warning(tmp_path: Path) -> None:
     assert warning.endswith(f"`sft-dist report {run}` tries again\n") and warning.count("\n") == 1
 
 
+def test_what_a_library_says_in_other_letters_costs_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import os\nos.write(2, b'caf\\xe9.png is damaged\\n')\nos._exit(1)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert "the report is not complete: caf\ufffd.png is damaged; " in told(a_whole_run(tmp_path / "run"))
+
+
+def test_an_interrupt_ends_the_report_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passed on, it would make a failed run of one that is done."""
+    interrupts = "import os, signal, time\ntime.sleep(0.5)\nos.kill(os.getppid(), signal.SIGINT)\ntime.sleep(60)\n"
+    (tmp_path / "sitecustomize.py").write_text(interrupts)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert told(a_whole_run(tmp_path / "run"), limit_s=30).startswith("the report is not complete: it was interrupted; ")
+
+
 def test_a_report_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     run = a_whole_run(tmp_path / "run")
     assert told(run, write="look", limit_s=1).startswith("the report is not complete: it took longer than report.limit_s = 1 s; ")

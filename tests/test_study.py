@@ -11,6 +11,7 @@ from test_report import a_whole_run
 
 from sft_dist.history import reading
 from sft_dist.report import telling
+from sft_dist.report.calibration import calibrate
 from sft_dist.report.chronicle import Chapter
 from sft_dist.report.study import Mistake, Study, study, wilson
 
@@ -49,6 +50,25 @@ def test_the_other_evaluation_is_shown_where_the_one_asked_for_is_not_there(tmp_
     run = a_run(tmp_path / "run", guesses([]))
     write(run / "scores.json", {"last": {"step": 4, "val/top1": 0.5}})
     assert (looked(run).at, looked(run).headline) == ("last", 0.5)
+
+
+def test_sureness_is_about_right_only_where_every_answer_is() -> None:
+    """Half of the answers surer than they should be and half less sure make a mean that hides both."""
+    told = [telling.sureness(found) for found in (calibrate([0.9] * 500 + [0.5] * 500, right) for right in (
+        [i % 10 < 9 for i in range(500)] + [i % 2 < 1 for i in range(500)],
+        [i % 10 < 7 for i in range(500)] + [i % 10 < 7 for i in range(500)],
+        [i % 10 < 7 for i in range(500)] + [i % 2 < 1 for i in range(500)],
+    )) if found]  # fmt: skip
+    assert [sentence.partition(": ")[2] for sentence in told] == [
+        "about as sure as it is right, as far as so many samples can tell.",
+        "as sure as it is right on the whole, but too sure of some answers and not sure enough of others.",
+        "surer than it should be.",
+    ]
+
+
+def test_lost_steps_are_told_however_few(tmp_path: Path) -> None:
+    chapters = [Chapter(number, None, 2, 1, 0, 1.0, lost, [], "", failed=False) for number, lost in ((1, 0), (2, 1))]
+    assert "made again, in 2 attempts: 1." in " ".join(telling.remarks(looked(a_whole_run(tmp_path / "run")), None, chapters))
 
 
 def curve(run: Path, *rows: tuple[int, float, float]) -> None:

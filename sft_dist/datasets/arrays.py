@@ -3,6 +3,7 @@
 import functools
 import gzip
 import pickletools
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,9 @@ def _mnist(dataset: str, root: Path, split: str) -> Any:
 
     path = root / dataset / "raw" / f"{'train' if split == 'train' else 't10k'}-images-idx3-ubyte"
     packed = path.with_name(f"{path.name}.gz")
-    content = path.read_bytes() if path.is_file() else gzip.decompress(packed.read_bytes())
+    try:
+        content = path.read_bytes() if path.is_file() else gzip.decompress(packed.read_bytes())
+    except (EOFError, zlib.error) as error:
+        raise ValueError(f"{packed} cannot be unpacked: {error}") from error
     height, width = (int.from_bytes(content[place : place + 4], "big") for place in (8, 12))
     return np.frombuffer(content, np.uint8, offset=HEAD).reshape(-1, height, width)

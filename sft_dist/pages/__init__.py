@@ -1,1 +1,1 @@
-"""Pages for eyes and for scripts: what a comparison found, on the screen, as JSON and as one HTML file."""
+"""What pages share: templates, pictures as SVG, numbers in words, lines on the screen."""

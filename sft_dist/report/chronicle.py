@@ -38,7 +38,7 @@ def chapters(record: Record) -> list[Chapter]:
         for number, turn in zip(numbers, record.turns, strict=False):
             attempt = attempts.read(run, number)
             about = attempt.about
-            lost = [row for row in rows_of(attempt.path / "rewound.jsonl") if row.get("kind") == "train"]
+            from_step = _whole(about.get("from_step"))
             saves = [row.get("seconds") for row in rows_of(attempt.path / "saves.jsonl")]
             found.append(
                 Chapter(
@@ -46,15 +46,23 @@ def chapters(record: Record) -> list[Chapter]:
                     _moment(about.get("started_ns")),
                     turn.processes,
                     _whole(about.get("nodes")),
-                    _whole(about.get("from_step")),
+                    from_step,
                     turn.seconds,
-                    len(lost),
+                    _lost(attempt, from_step),
                     [seconds for seconds in saves if is_number(seconds)],
                     _end(attempt, record.outcome, latest=number == numbers[-1]),
                     bool(attempt.failures),
                 )
             )
     return found
+
+
+def _lost(attempt: Attempt, from_step: int | None) -> int:
+    """Steps that an attempt made again, as far as the rows that it took back tell: there need not be one for each step."""
+    rows = rows_of(attempt.path / "rewound.jsonl")
+    steps = [int(step) for row in rows if row.get("kind") == "train" and is_number(step := row.get("step"))]
+    kept = min([*steps, *([] if from_step is None else [from_step + 1])], default=0) - 1
+    return max(steps) - kept if steps else 0
 
 
 def _end(attempt: Attempt, outcome: Mapping[str, Any], latest: bool) -> str:
@@ -71,7 +79,7 @@ def _end(attempt: Attempt, outcome: Mapping[str, Any], latest: bool) -> str:
         return f"saved and stopped: asked by {asked[0]}"
     codes = [node.ended.get("code") for node in attempt.nodes if node.ended]
     if codes:
-        return f"exit code {codes[0]}"
+        return f"exit code {next(filter(None, codes), codes[0])}"
     return f"left no record of its end: it was killed{', or still runs' if latest else ''}"
 
 

@@ -33,6 +33,8 @@ def write(folder: Path, at: str = "best", out: Path | None = None) -> Path:
     record = reading.read(folder)
     looked = study(record, at)
     shown, problems = exhibits.read(folder)
+    if shown.step not in (None, looked.step):
+        problems.append(f"data and model were looked into at step {shown.step}, the rest shows step {looked.step}; --look does it again")
     shown = shown.model_copy(update={"told": (*shown.told, *problems)})
     found = pictures.of(record.config, report.shown_samples(looked)) | exhibits.uris(folder, exhibits.pictures(shown))
     target = out or folder / NAME

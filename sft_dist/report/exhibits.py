@@ -44,20 +44,21 @@ class Drawn(Exhibit):
 
 
 class Drift(Exhibit):
-    """How far the weights of a layer moved: the norm of the change, divided by that of the weights at the start.
+    """How far the weights of a layer moved: the norm of the change, divided by that of the weights at the start; None where
+    these were all zero and have moved, as a class token's.
 
     learning: whether they were to learn at all. fresh: they were drawn at random, not loaded.
     """
 
     layer: str
     elements: int
-    change: Annotated[Finite, Field(ge=0)]
+    change: Annotated[Finite, Field(ge=0)] | None
     learning: bool
     fresh: bool
 
     @property
     def moved(self) -> bool:
-        return self.learning or self.change > 0
+        return self.learning or self.change != 0
 
 
 class Cam(Exhibit):

@@ -66,6 +66,13 @@ def look(folder: Path, at: str) -> list[str]:
     return [f"looked into {found.name}: {exhibits.FOLDER}/{exhibits.FILE} and {len(exhibits.pictures(made))} pictures", *made.told]
 
 
+def change(start: Sequence[Tensor], end: Sequence[Tensor]) -> float | None:
+    """How far weights moved, relative to their size at the start; None where they were all zero then and have moved."""
+    was = sum(float(a.detach().double().square().sum()) for a in start)
+    moved = sum(float((b.detach().double() - a.detach().double()).square().sum()) for a, b in zip(start, end, strict=True))
+    return None if not was and moved > 0 else (moved / (was or 1.0)) ** 0.5
+
+
 def _shown(title: str, makes: Callable[[Scene], dict[str, Any]], scene: Scene, made: Exhibits) -> Exhibits:
     """The exhibits with those of one more section; without them, and a word of why, where there are no numbers to show."""
     try:
@@ -133,13 +140,11 @@ def _drift(scene: Scene) -> dict[str, Any]:
         layers.setdefault(name.removesuffix(".weight").removesuffix(".bias"), []).append(name)
     found = []
     for layer, names in layers.items():
-        was, moved = (sum(float(part.detach().double().square().sum()) for part in parts) for parts in (
-            [start[name] for name in names], [end[name].double() - start[name].double() for name in names]))  # fmt: skip
         found.append(
             Drift(
                 layer=layer,
                 elements=sum(start[name].numel() for name in names),
-                change=(moved / was) ** 0.5 if was else 0.0,
+                change=change([start[name] for name in names], [end[name] for name in names]),
                 learning=any(end[name].requires_grad for name in names),
                 fresh=all(name in scene.fresh for name in names),
             )
@@ -148,7 +153,7 @@ def _drift(scene: Scene) -> dict[str, Any]:
 
 
 def _cams(scene: Scene) -> dict[str, Any]:
-    """The worst mistakes, and right answers from the surest to the least sure."""
+    """The worst mistakes, and right answers from the least sure to the surest."""
     right = [one for one in scene.looked.doubtful if one.right]
     chosen = [*scene.looked.worst[:LOOKED], *(right[i] for i in _spread(len(right), LOOKED))]
     places = {name: i for i, name in enumerate(scene.splits.val.names)}

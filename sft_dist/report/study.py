@@ -115,7 +115,7 @@ def study(record: Record, at: str) -> Study:
 
 def wilson(share: float, n: int) -> tuple[float, float]:
     """An interval of 95 % for a share of n samples, each drawn by itself (Wilson 1927)."""
-    centre, spread = share + Z * Z / (2 * n), Z * math.sqrt(share * (1 - share) / n + Z * Z / (4 * n * n))
+    centre, spread = share + Z * Z / (2 * n), Z * math.sqrt(share * (1 - share) / n + Z * Z / n / n / 4)
     return max(0.0, (centre - spread) / (1 + Z * Z / n)), min(1.0, (centre + spread) / (1 + Z * Z / n))
 
 

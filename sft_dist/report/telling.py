@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from sft_dist.history.curves import series
+from sft_dist.history.records import is_number
 from sft_dist.pages import words
 from sft_dist.report.calibration import Calibration
 from sft_dist.report.chronicle import Chapter
@@ -10,7 +11,7 @@ from sft_dist.report.study import Answer, Study, wilson
 from sft_dist.report.times import Times
 
 RISEN = 1.05  # times its lowest: a loss that is worth a word
-SURE = 0.02  # of difference between confidence and accuracy, likewise, where chance would not make it
+SURE = 0.02  # of difference between confidence and accuracy, in the mean of a bin or of all, likewise, where chance would not make it
 STANDS = {
     "done": "Done",
     "saved": "Saved and stopped, not at its end",
@@ -38,11 +39,12 @@ def verdict(study: Study, how: str) -> str:
         return f"{stands}. There is no evaluation yet."
     name = words.score(study.record.headline)
     within = ""
-    if study.samples and name == "top1":
+    if study.samples and name == "top1" and 0 <= study.headline <= 1:
         low, high = wilson(study.headline, study.samples)
         within = f" on {study.samples} validation samples (95 % interval {low:.3f} to {high:.3f})"
-    of = study.record.plan.get("total_steps")
-    return f"{stands}. {name} {study.headline:.4f}{within}, the {study.at} evaluation, at step {study.step} of {of}."
+    total = study.record.plan.get("total_steps")
+    of = f" of {total}" if is_number(total) else ""
+    return f"{stands}. {name} {study.headline:.4f}{within}, the {study.at} evaluation, at step {study.step}{of}."
 
 
 def remarks(study: Study, times: Times | None, chapters: Sequence[Chapter]) -> Iterator[str]:
@@ -62,15 +64,17 @@ def remarks(study: Study, times: Times | None, chapters: Sequence[Chapter]) -> I
     if times and times.slow_data:
         yield f"{100 * times.waiting:.0f} % of the time in steps was spent waiting for data: more data.workers, or smaller files, would make it faster."
     if lost := sum(chapter.lost for chapter in chapters):
-        yield f"{lost} steps were lost in interruptions and made again, in {len(chapters)} attempts."
+        yield f"Steps that were lost in interruptions and made again, in {len(chapters)} attempts: {lost}."
 
 
 def sureness(found: Calibration) -> str:
     """Whether confidence can be taken at its word."""
     gap = found.confidence - found.accuracy
     told = f"Its confidence is {found.confidence:.3f} on average, and it is right in {found.accuracy:.3f} of cases"
-    if found.error < 2 * found.by_chance or abs(gap) < SURE:
+    if found.error < max(2 * found.by_chance, SURE):
         return f"{told}: about as sure as it is right, as far as so many samples can tell."
+    if abs(gap) < SURE:
+        return f"{told}: as sure as it is right on the whole, but too sure of some answers and not sure enough of others."
     return f"{told}: {'surer than it should be' if gap > 0 else 'less sure than it could be'}."
 
 

@@ -96,6 +96,18 @@ def test_ranks_that_would_have_nothing_to_do_are_refused_by_the_size_of_the_job(
     assert local.checked(file, ("device=cpu",), {"SFT_EXPECT_WORLD": "9"}, None)[1] == 1
 
 
+def test_begin_refuses_another_world_than_the_expected_one(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agents that a script starts after it leave the variable to their ranks, which would find out with torch loaded."""
+    for world, code in (("3", 78), ("2", None)):
+        monkeypatch.setenv("SFT_EXPECT_WORLD", world)
+        with pytest.raises(SystemExit) as ended:
+            main(["begin", "--nodes", "2", "--procs", "1", str(file), "device=cpu"])
+        assert (ended.value.code or None) == code
+        assert ("SFT_EXPECT_WORLD = 3, but 2 processes came" in capsys.readouterr().err) is (code == 78)
+
+
 def test_several_nodes_on_one_machine_are_refused_unless_they_are_meant(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["run", str(file), "--nodes", "2"])
