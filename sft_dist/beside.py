@@ -68,6 +68,7 @@ def _write_report(run: RunDir, report: Report) -> str:
                 command,
                 env={**with_this_package(), "CUDA_VISIBLE_DEVICES": ""},
                 text=True,
+                errors="replace",  # a library may say anything, and no letter of it may fail the run
                 start_new_session=True,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

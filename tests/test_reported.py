@@ -54,6 +54,12 @@ def test_a_report_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     assert told(run, write="look", limit_s=1).startswith("the report is not complete: it took longer than report.limit_s = 1 s; ")
 
 
+def test_a_report_whose_last_words_are_no_text_costs_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import os\nos.write(2, b'\\xff\\n')\nos._exit(1)\n")  # as a library in C may
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert told(a_whole_run(tmp_path / "run")).startswith("the report is not complete: \ufffd; ")
+
+
 def test_where_looking_fails_the_page_is_there_all_the_same(tmp_path: Path) -> None:
     run = a_whole_run(tmp_path / "run")  # without a whole checkpoint
     assert told(run, write="look").startswith(
