@@ -64,8 +64,14 @@ def sync(run: RunDir, limit_s: float, project: str | None = None, entity: str | 
         if newest <= record.online and not (last and record.lacks(newest, parse.load(run.config).track)):
             return f"nothing new in {there} steps  {record.url}".rstrip()
         session = Session(run, record, "online", limit_s, project=project, entity=entity)
-        sent = sum(map(session.log, rows)) + sum(map(session.conclude, last))
-        session.finish()
+        try:
+            sent = sum(map(session.log, rows)) + sum(map(session.conclude, last))
+            session.finish()
+        except SftError:
+            raise
+        except Exception as error:  # W&B's own process has died: the next run gets a new one
+            let_go()
+            raise InfrastructureError(f"W&B: {first_line(error)}; {later(run)}") from error
     if session.trouble:
         raise InfrastructureError(session.trouble)
     return f"{sent} of {there} steps sent  {record.url}"

@@ -385,6 +385,31 @@ def test_what_cannot_be_drawn_keeps_no_step_back_and_a_model_that_is_wanted_late
         let_go()
 
 
+A_LOG_THAT_FAILS_ONCE = """
+import sys, wandb
+from sft_dist.cli import main
+
+def log(run, *row, **keys):
+    wandb.Run.log = whole
+    raise ConnectionError("its service is gone\\nmore")
+
+whole, wandb.Run.log = wandb.Run.log, log
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.dist
+def test_whatever_wandbs_library_raises_in_a_sync_is_the_trouble_of_that_run_only(tmp_path: Path) -> None:
+    a_run(tmp_path, steps=2, outcome="done")[0].path.rename(tmp_path / "first")
+    other, _ = a_run(tmp_path, steps=2, outcome="done")
+    command = [sys.executable, "-c", A_LOG_THAT_FAILS_ONCE, "sync", str(tmp_path)]
+    with serve() as server:
+        done = subprocess.run(command, env={**os.environ, **server.environment()}, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 75
+    assert f"  - {tmp_path / 'first'}: W&B: its service is gone; metrics.jsonl has every row, and `sft-dist sync " in done.stderr
+    assert server.steps(Record.of(other).id) == [1, 2]
+
+
 def test_an_error_of_wandbs_is_told_in_one_line_without_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HUB_TOKEN", "canary0wandb0123")
     assert (
