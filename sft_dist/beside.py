@@ -68,7 +68,7 @@ def _write_report(run: RunDir, report: Report) -> str:
                 command,
                 env={**with_this_package(), "CUDA_VISIBLE_DEVICES": ""},
                 text=True,
-                errors="replace",  # a library may say a file's name as it is
+                errors="replace",  # a library may say anything, and no letter of it may fail the run
                 start_new_session=True,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -146,6 +146,8 @@ def _end_mirror(process: "subprocess.Popen[str]", word: str, patience_s: float) 
         return f"the mirror ended with code {code}, see {FOLDER}/mirror.log" if code else ""
     except subprocess.TimeoutExpired:
         return f"not everything was taken in {patience_s} s"
+    except KeyboardInterrupt:  # the run is over, and must not fail by it
+        return "it was interrupted"
     finally:
         process.kill()
         process.wait()

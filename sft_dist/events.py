@@ -36,10 +36,13 @@ class Events:
 
     def add(self, row: Mapping[str, Any]) -> None:
         """A row of metrics.jsonl."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        if not self.file:
+            return
+        with self._harmless():
+            from tensorboard.compat.proto.summary_pb2 import Summary
 
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in row.items() if _is_shown(name, value)]
-        self._write(step=row["step"], summary=Summary(value=values))
+            values = [Summary.Value(tag=name, simple_value=value) for name, value in row.items() if _is_shown(name, value)]
+            self._write(step=row["step"], summary=Summary(value=values))
 
     def flush(self) -> None:
         """What was added is on the disk when this returns."""
@@ -85,9 +88,10 @@ class Events:
     def _harmless(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
+        except Exception as error:  # the disk's, and whatever TensorBoard's package raises where another one does not fit it
             self.close()
-            self.warn(f"nothing more is written for TensorBoard: {error.strerror or error}; metrics.jsonl has every row")
+            told = (error.strerror if isinstance(error, OSError) else None) or next(iter(str(error).splitlines()), type(error).__name__)
+            self.warn(f"nothing more is written for TensorBoard: {told}; metrics.jsonl has every row")
 
 
 def _summaries(config: Mapping[str, Any]) -> Iterator[Any]:

@@ -42,7 +42,7 @@ def look(run: RunDir, most: int, secrets: Collection[str]) -> Finale:
     known = dict(enumerate(record.classes))
     classes = [_clean(known.get(number, str(number)), secrets) for number in range(1 + max([-1, *known, *said.truths, *said.guesses]))]
     columns = zip(said.ids, said.truths, said.guesses, said.confidence, said.certainty, strict=True)
-    worst = sorted(columns, key=lambda row: (row[1] == row[2], row[4]))[:most]
+    worst = sorted(columns, key=lambda row: (True, row[3]) if row[1] == row[2] else (False, -row[3]))[:most]
     samples = [(_clean(name, secrets), classes[truth], classes[guess], sure, true) for name, truth, guess, sure, true in worst]
     return Finale(classes, said.truths, said.guesses, samples)
 

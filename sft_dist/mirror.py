@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from sft_dist import parse
 from sft_dist.config import Track
 from sft_dist.errors import ConfigError, InfrastructureError, SftError
 from sft_dist.rundir import RunDir, read_json, writing
@@ -60,11 +61,17 @@ def sync(run: RunDir, limit_s: float, project: str | None = None, entity: str | 
             rows, last = list(steps.new()), list(steps.rest() if read_json(run.outcome).get("outcome") == "done" else [])
         record, there = Record.of(run), len(rows) + len(last)
         newest = max((row["step"] for row in [*rows, *last]), default=0)
-        if newest <= record.online and (not last or newest <= record.shown):
+        if newest <= record.online and not (last and record.lacks(newest, parse.load(run.config).track)):
             return f"nothing new in {there} steps  {record.url}".rstrip()
         session = Session(run, record, "online", limit_s, project=project, entity=entity)
-        sent = sum(map(session.log, rows)) + sum(map(session.conclude, last))
-        session.finish()
+        try:
+            sent = sum(map(session.log, rows)) + sum(map(session.conclude, last))
+            session.finish()
+        except SftError:
+            raise
+        except Exception as error:  # W&B's own process has died: the next run gets a new one
+            let_go()
+            raise InfrastructureError(f"W&B: {first_line(error)}; {later(run)}") from error
     if session.trouble:
         raise InfrastructureError(session.trouble)
     return f"{sent} of {there} steps sent  {record.url}"

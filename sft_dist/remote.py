@@ -12,9 +12,8 @@ from functools import cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
-from sft_dist import redact
 from sft_dist.config import Config
 from sft_dist.errors import ConfigError, InfrastructureError
 from sft_dist.history.reading import flat
@@ -90,7 +89,7 @@ def place_of(record: Record) -> Place | None:
         return Place.parse(record.place)
     url = read_json(Path(record.place) / FOLDER / "mirror.json").get("url")
     match = re.search(r"/([^/?\s]+)/([^/?\s]+)/runs/([\w-]+)$", url) if isinstance(url, str) else None
-    return Place(match[1], match[2], match[3], ()) if match else None
+    return Place(unquote(match[1]), unquote(match[2]), match[3], ()) if match else None
 
 
 @contextmanager
@@ -102,7 +101,7 @@ def asked(where: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            told = redact.without(redact.secrets(os.environ).values(), first_line(error))
+            told = first_line(error)
             if "Could not find project" in told:
                 raise ConfigError(f"W&B has no project {where}, or none that this key may see") from error
             raise InfrastructureError(f"W&B does not answer for {where}: {told}") from error
@@ -160,7 +159,8 @@ def _in_order(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _outcome(state: str, summary: Mapping[str, Any]) -> dict[str, Any]:
     """A run that W&B calls finished has ended in order: whether done, or saved to go on later, our own runs tell."""
-    ended = {"finished": summary.get("outcome") or "done", **ENDS}.get(state)
+    told = summary.get("outcome")
+    ended = {"finished": told if told in ("done", "saved", "failed") else "done", **ENDS}.get(state)
     return {"step": summary.get("step", summary.get("_step")), **({"outcome": ended} if ended else {})}
 
 
@@ -170,12 +170,9 @@ def _scores(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     best = {name.removeprefix("best/"): value for name, value in known.items() if name.startswith("best/")}
     last = {name: value for name, value in known.items() if name.startswith("val/")}
     test = {name: value for name, value in known.items() if name.startswith("test/")}
-    found: dict[str, dict[str, Any]] = {
-        "best": best,
-        "last": {**last, "step": summary.get("last/step")},
-        "test": {**test, "step": test.pop("test/step", None)},
-    }
-    return {name: entry for name, entry in found.items() if numbers(entry)}
+    found: dict[str, dict[str, Any]] = {"best": best, "last": last, "test": test}
+    steps = {name: {"step": summary.get(f"{name}/step")} for name in found}
+    return {name: {**entry, **steps[name]} for name, entry in found.items() if numbers(entry)}
 
 
 def _curves(history: Sequence[Mapping[str, Any]]) -> Curves:

@@ -80,7 +80,14 @@ def report_command(run_folder: Path, at: str, look: bool, out: Path | None) -> N
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
 @click.option("--project", help="W&B project; by default each run's track.project.")
 @click.option("--entity", help="W&B user or team; by default each run's track.entity.")
-@click.option("--limit", "limit_s", type=click.IntRange(10), default=600, show_default=True, help="Seconds that a run may take.")
+@click.option(
+    "--limit",
+    "limit_s",
+    type=click.IntRange(10),
+    default=600,
+    show_default=True,
+    help="Seconds that a run may take; as long again with track.artifact.",
+)
 def sync_command(runs: tuple[Path, ...], project: str | None, entity: str | None, limit_s: int) -> None:
     """Send to W&B what it does not have yet of each RUN, or of all runs in a folder; also of runs that were never tracked there."""
     from sft_dist import errors, mirror

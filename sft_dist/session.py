@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sft_dist import finale, parse, redact
+from sft_dist.config import Track
 from sft_dist.errors import InfrastructureError
 from sft_dist.rundir import RunDir, read_json, write_json
 
@@ -23,8 +24,7 @@ LET_GO_S = 10
 SYNC = "sft-dist sync"
 FOLDER = "wandb"
 """In the run's folder; W&B's own library wants this name."""
-MOST_CLASSES = 100
-"""Of which a matrix is drawn: W&B draws 10,000 cells."""
+MOST_CLASSES = 100  # of which a matrix is drawn: W&B draws 10,000 cells
 
 
 @dataclass
@@ -38,7 +38,9 @@ class Record:
     online: int = 0
     """The last one that W&B's server has taken."""
     shown: int = 0
-    """The last step whose tables, and model, W&B's server has taken."""
+    """The last step whose tables W&B's server has taken."""
+    model: int = 0
+    """The last one whose model it has."""
     offline: list[str] = field(default_factory=list)
     """The folders of offline runs that are whole."""
 
@@ -48,6 +50,10 @@ class Record:
         told = read_json(run.path / FOLDER / "mirror.json")
         known = {name: value for name, value in told.items() if name in cls.__dataclass_fields__}
         return cls(**{"id": env.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8], **known})
+
+    def lacks(self, step: int, track: Track) -> bool:
+        """Whether something that a run shows at its end, at this step, is still to be sent."""
+        return step > self.shown or (track.artifact == "export" and step > self.model)
 
     def write(self, run: RunDir) -> None:
         write_json(run.path / FOLDER / "mirror.json", asdict(self))
@@ -67,7 +73,7 @@ class Session:
         import wandb
 
         self.place, self.mode, self.record, self.limit_s = run, mode, record, limit_s
-        self.ended, self.trouble = 0, ""
+        self.shown, self.model, self.trouble = record.shown, record.model, ""
         record.write(run)  # the id, before anybody hears it
         if mode == "offline":
             _clear_halves(run, record)
@@ -103,22 +109,22 @@ class Session:
 
         What comes to naught of the latter is told in `trouble`, and tried again by the next session.
         """
-        end, track = time.monotonic() + self.limit_s, parse.load(self.place.config).track
-        online = self.mode == "online"
-        tables = self._tables(track.predictions) if self.record.shown < row["step"] else {}
+        end, online, track = time.monotonic() + self.limit_s, self.mode == "online", parse.load(self.place.config).track
         try:
+            tables = self._tables(track.predictions) if self.shown < row["step"] else {}
             fresh = self.log({**row, **tables})
             if online and not fresh:  # they may have been lost on their way
                 self.run.summary.update(_for_summary(tables))
+            self.shown = row["step"]
         except Exception as error:  # W&B's server is asked about tables, and may not answer
             self.trouble = self._not_sent("tables", error)
             fresh = self.log(row)
-        if online and track.artifact == "export" and self.record.shown < row["step"] and not self.trouble:
+        if online and track.artifact == "export" and self.model < row["step"] and not self.trouble:
             try:
                 self._send_model(end)
+                self.model = row["step"]
             except Exception as error:
                 self.trouble = self._not_sent("model", error)
-        self.ended = row["step"]
         return fresh
 
     def summarise(self) -> None:
@@ -147,8 +153,7 @@ class Session:
         if self.mode == "offline":
             self.record.offline.append(Path(self.run.settings.sync_dir).name)
         else:
-            self.record.online = self.last
-            self.record.shown = self.record.shown if self.trouble else max(self.ended, self.record.shown)
+            self.record.online, self.record.shown, self.record.model = self.last, self.shown, self.model
             shutil.rmtree(self.spool, ignore_errors=True)
         self.record.step = max(self.last, self.record.step)
         self.record.write(self.place)
@@ -179,7 +184,7 @@ class Session:
         finale.export(self.place, folder, limit_s=self.limit_s / 2)
         best, config = read_json(self.place.scores).get("best", {}), parse.load(self.place.config)
         about = {name: value for name, value in best.items() if isinstance(value, int | float)}
-        artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", config.run.name), type="model", metadata=about)
+        artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", clean(config.run.name)), type="model", metadata=about)
         for file in finale.free_of(_secrets(), folder):
             artifact.add_file(str(file), policy="immutable", skip_cache=True)  # no further copies of it on this disk
         self.run.log_artifact(artifact, aliases=["best"]).wait(timeout=max(1, int(end - time.monotonic())))
@@ -212,7 +217,13 @@ def later(run: RunDir) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+    """What an error says, for a sentence of ours: no further lines, and no secret."""
+    return clean(next(iter(str(error).splitlines()), type(error).__name__).rstrip("."))
+
+
+def clean(text: str) -> str:
+    """A text in which no secret of this process's environment stands."""
+    return str(redact.without(_secrets(), text))
 
 
 def let_go() -> None:

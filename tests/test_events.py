@@ -137,6 +137,15 @@ def test_a_folder_that_cannot_be_made_is_told_and_the_run_goes_on(tmp_path: Path
     assert json.loads(run.metrics.read_text())["train/loss"] == 0.5
 
 
+@pytest.mark.parametrize("part", ["event_pb2", "summary_pb2"])
+def test_a_package_that_does_not_fit_is_told_once_and_the_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    monkeypatch.setitem(sys.modules, f"tensorboard.compat.proto.{part}", None)  # its import fails, as with a protobuf of another age
+    [said] = attempt(a_run(tmp_path), a_row(1), a_row(2))
+    assert said.startswith("nothing more is written for TensorBoard: import of tensorboard.compat.proto.") and said.endswith(
+        "; metrics.jsonl has every row"
+    )
+
+
 def test_a_missing_package_is_refused_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     events.check(a_config().track)

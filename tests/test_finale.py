@@ -23,12 +23,12 @@ def test_the_surest_mistake_comes_first_and_the_surest_right_answer_last(tmp_pat
         run.predictions / "step-00000004.jsonl",
         a_prediction("sure.png", 0, 0.9, 0.1, 0.0),
         a_prediction("doubtful.png", 1, 0.3, 0.4, 0.3),
-        a_prediction("close.png", 2, 0.0, 0.6, 0.4),
+        a_prediction("close.png", 2, 0.4, 0.6, 0.0),
         a_prediction("far.png", 2, 0.8, 0.1, 0.1),
     )
     shown = finale.look(run, 3, [])
     assert shown.samples == [
-        ("far.png", "eel", "cat", 0.8, 0.1), ("close.png", "eel", "dog", 0.6, 0.4), ("doubtful.png", "dog", "dog", 0.4, 0.4),
+        ("far.png", "eel", "cat", 0.8, 0.1), ("close.png", "eel", "dog", 0.6, 0.0), ("doubtful.png", "dog", "dog", 0.4, 0.4),
     ]  # fmt: skip
     assert (list(shown.classes), list(shown.truths), list(shown.guesses)) == (["cat", "dog", "eel"], [0, 1, 2, 2], [0, 1, 1, 0])
     assert finale.look(run, 0, []).samples == []

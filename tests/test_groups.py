@@ -50,6 +50,13 @@ def test_other_code_other_data_and_unfinished_runs_stand_alone(tmp_path: Path, w
     assert [len(group.runs) for group in found] == [1, 1]
 
 
+def test_runs_whose_config_says_nothing_of_the_recipe_are_not_one_recipe(tmp_path: Path) -> None:
+    """As of other programs in W&B, of which only the place there is known."""
+    silent = [replace(some(tmp_path, name), config={"track.group": None, "track.tags": []}) for name in ("a", "b")]
+    found, told = groups.group(silent)
+    assert ([len(group.runs) for group in found], told) == ([1, 1], [])
+
+
 def test_of_two_runs_with_one_seed_the_newer_counts_and_it_is_told(tmp_path: Path) -> None:
     new, old = aged(a_run(tmp_path / "new", guesses([])), 2000), aged(a_run(tmp_path / "old", guesses([])), 1000)
     [group], told = groups.group([reading.read(new), reading.read(old)])

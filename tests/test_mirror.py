@@ -14,15 +14,16 @@ from typing import Any
 
 import given_runs
 import pytest
+import wandb
 from given import a_config
 from rich.console import Console
 from wandb_server import KEY, Server, serve
 
 from sft_dist import beside, mirror, parse, rundir
 from sft_dist.config import Config
-from sft_dist.errors import ConfigError
+from sft_dist.errors import ConfigError, InfrastructureError
 from sft_dist.rundir import RunDir
-from sft_dist.session import Record
+from sft_dist.session import Record, first_line, let_go
 from sft_dist.steps import Steps
 
 
@@ -361,6 +362,60 @@ def test_a_server_that_takes_no_tables_takes_the_steps_and_gets_the_tables_later
     assert (code, told.split("  ")[1]) == (0, "0 of 4 steps sent")
     assert server.steps(number) == [1, 2, 3, 4]
     assert server.summary[number]["best/predictions"]["nrows"] == 60 == table(server, "best/predictions")["nrows"]
+
+
+@pytest.mark.dist
+def test_what_cannot_be_drawn_keeps_no_step_back_and_a_model_that_is_wanted_later_is_sent_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve() as server:
+        enter(monkeypatch, server)
+        run = RunDir(given_runs.a_run(tmp_path / "small", given_runs.guesses([0]), track={"project": "zoo"}))
+        with monkeypatch.context() as broken:
+            broken.setattr(wandb.plot, "confusion_matrix", None)
+            with pytest.raises(InfrastructureError, match=r"but not the tables of the end: 'NoneType' object is not callable; "):
+                mirror.sync(run, 60)
+        number = Record.of(run).id
+        assert server.steps(number) == [1, 2, 3, 4]
+        assert mirror.sync(run, 60).startswith("0 of 4 steps sent")
+        assert mirror.sync(run, 60).startswith("nothing new in 4 steps")
+        run.config.write_text(run.config.read_text().replace("artifact: none", "artifact: export"))
+        with pytest.raises(InfrastructureError, match="but not the model of the end: it is not exported: "):  # there is no checkpoint
+            mirror.sync(run, 60)
+        let_go()
+
+
+A_LOG_THAT_FAILS_ONCE = """
+import sys, wandb
+from sft_dist.cli import main
+
+def log(run, *row, **keys):
+    wandb.Run.log = whole
+    raise ConnectionError("its service is gone\\nmore")
+
+whole, wandb.Run.log = wandb.Run.log, log
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.dist
+def test_whatever_wandbs_library_raises_in_a_sync_is_the_trouble_of_that_run_only(tmp_path: Path) -> None:
+    a_run(tmp_path, steps=2, outcome="done")[0].path.rename(tmp_path / "first")
+    other, _ = a_run(tmp_path, steps=2, outcome="done")
+    command = [sys.executable, "-c", A_LOG_THAT_FAILS_ONCE, "sync", str(tmp_path)]
+    with serve() as server:
+        done = subprocess.run(command, env={**os.environ, **server.environment()}, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 75
+    assert f"  - {tmp_path / 'first'}: W&B: its service is gone; metrics.jsonl has every row, and `sft-dist sync " in done.stderr
+    assert server.steps(Record.of(other).id) == [1, 2]
+
+
+def test_an_error_of_wandbs_is_told_in_one_line_without_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUB_TOKEN", "canary0wandb0123")
+    assert (
+        first_line(ValueError("refused: canary0wandb0123 at https://me:word@host.\nmore"))
+        == "refused: (redacted) at https://(redacted)@host"
+    )
 
 
 @pytest.mark.dist

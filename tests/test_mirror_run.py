@@ -82,7 +82,7 @@ def test_one_curve_goes_through_a_signal_a_death_and_two_resumes(config: Path, t
         assert "W&B has" not in said and "sft-dist sync" not in said, said
         [model] = server.shelf.of_kind("model")
         mirror = run / "wandb" / "mirror.json"
-        mirror.write_text(json.dumps({**json.loads(mirror.read_text()), "shown": 0}))
+        mirror.write_text(json.dumps({**json.loads(mirror.read_text()), "model": 0}))
         sync = [sys.executable, "-m", "sft_dist", "sync", str(run)]
         again = subprocess.run(sync, env=environment(server), capture_output=True, text=True, timeout=240)
         assert again.returncode == 0, again.stderr

@@ -109,6 +109,7 @@ def test_what_was_tracked_is_read_back_and_compared_alike(
         local = reading.read(tmp_path / "runs" / "good-0")
         assert one.curves().rows == local.curves().rows
         assert (one.scores["last"]["step"], one.numbers("last"), one.numbers("best")) == (4, local.numbers("last"), local.numbers("best"))
+        assert (one.step("best"), local.step("best")) == (4, 4)
         assert (one.fingerprint, one.outcome, one.plan["total_steps"]) == ("f1", {"step": 4, "outcome": "done"}, 4)
         assert list(one.config)[:4] == list(local.config)[:4]
         assert {key: value for key, value in one.config.items() if key != "track.group"}.keys() >= local.config.keys() - {"track.group"}
@@ -132,7 +133,7 @@ def test_runs_of_other_programs_are_records_too(monkeypatch: pytest.MonkeyPatch)
             run = f"id{number}"
             name = "twin" if number < 2 else f"run-{number}"
             server.runs[run] = {"name": run, "project": "other", "displayName": name, "config": json.dumps(config), "tags": ["a", "b"]}
-            server.summary[run] = {"val/top1": 0.5, "_step": 7, "hist": {"_type": "histogram"}}
+            server.summary[run] = {"val/top1": 0.5, "_step": 7, "outcome": "won", "hist": {"_type": "histogram"}}
             server.history[run] = [{"_step": 7, "val/top1": 0.5, "note": "text", "train/loss": 2.0}]
         server.exits = {"id0": [0], "id1": [1]}
         found, problems = remote.gather("wandb:tester/other")
@@ -203,6 +204,13 @@ def test_a_word_becomes_a_filter_of_wandbs() -> None:
     assert remote.Place.parse("wandb:me/pets").query == {}
 
 
+def test_a_project_is_found_by_its_name_whatever_the_name_is_in_an_address(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "one", guesses([]))
+    (run / "wandb").mkdir()
+    write(run / "wandb" / "mirror.json", {"id": "abc", "url": "https://wandb.ai/me/my%20pets/runs/abc"})
+    assert remote.place_of(reading.read(run)) == remote.Place("me", "my pets", "abc", ())
+
+
 def asked(*arguments: str) -> tuple[int, list[str]]:
     """A command in a process of its own: W&B's package for reports warns at its import of what it uses itself."""
     done = subprocess.run([sys.executable, "-m", "sft_dist", *arguments], capture_output=True, text=True, timeout=120)
@@ -214,16 +222,20 @@ def test_a_report_in_wandb_has_a_run_set_for_each_recipe_and_the_verdicts(tmp_pa
     with serve() as server:
         use(server, monkeypatch)
         for name, seed, lr in (("good-0", 0, 0.2), ("good-1", 1, 0.2), ("bad", 0, 0.1)):
-            run = a_run(tmp_path / "runs" / name, guesses(range(12 if lr == 0.1 else 1)), optim__lr=lr, train__seed=seed)
+            notes = "a slip: canary0report0123" if name == "bad" else None
+            said = guesses(range(12 if lr == 0.1 else 1))
+            run = a_run(tmp_path / "runs" / name, said, optim__lr=lr, train__seed=seed, track={"notes": notes})
             if name != "good-1":
                 (run / "wandb").mkdir()
                 write(run / "wandb" / "mirror.json", {"id": name, "url": f"http://127.0.0.1:{server.port}/tester/pets/runs/id-{name}"})
+        monkeypatch.setenv("HUB_TOKEN", "canary0report0123")
         code, lines = asked("compare", "runs", "--wandb-report")
         assert code == 0, lines
         where = f"http://127.0.0.1:{server.port}/tester/pets/reports/sft-dist-compare:-good-(2-seeds),-bad--report1"
         assert lines[-1] == f"W&B report: {where}; not in W&B, and so not in it: good-1 (`sft-dist sync` sends them)"
     [made] = server.reports
     assert (made["entityName"], made["projectName"], made["displayName"]) == ("tester", "pets", "sft-dist compare: good (2 seeds), bad")
+    assert "a slip: (redacted)" in made["spec"] and "canary0report0123" not in made["spec"]
     blocks = json.loads(made["spec"])["blocks"]
     [grid] = [block["metadata"] for block in blocks if block["type"] == "panel-grid"]
     assert [(one["name"], one["filters"]["filters"][0]["value"]) for one in grid["runSets"]] == [

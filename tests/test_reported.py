@@ -8,7 +8,7 @@ from rich.console import Console
 from test_report import a_whole_run
 
 from sft_dist import beside
-from sft_dist.config import Report
+from sft_dist.config import Report, Track
 from sft_dist.rundir import RunDir
 
 
@@ -55,11 +55,25 @@ def test_what_a_library_says_in_other_letters_costs_a_warning(tmp_path: Path, mo
     assert "the report is not complete: caf\ufffd.png is damaged; " in told(a_whole_run(tmp_path / "run"))
 
 
-def test_an_interrupt_ends_the_report_and_not_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Passed on, it would make a failed run of one that is done."""
+@pytest.fixture
+def interrupting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is started beside the run sends it a ctrl-C, and hangs."""
     interrupts = "import os, signal, time\ntime.sleep(0.5)\nos.kill(os.getppid(), signal.SIGINT)\ntime.sleep(60)\n"
     (tmp_path / "sitecustomize.py").write_text(interrupts)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+
+@pytest.mark.usefixtures("interrupting")
+def test_an_interrupt_ends_the_wait_for_wandb_and_not_the_run(tmp_path: Path) -> None:
+    """Passed on, it would make a failed run of one that is done."""
+    run, screen = a_whole_run(tmp_path / "run"), io.StringIO()
+    with beside.mirrored(RunDir(run), Track(wandb="offline", limit_s=30), Console(file=screen, width=400)):
+        pass
+    assert screen.getvalue().startswith("W&B: it was interrupted; ")
+
+
+@pytest.mark.usefixtures("interrupting")
+def test_an_interrupt_ends_the_report_and_not_the_run(tmp_path: Path) -> None:
     assert told(a_whole_run(tmp_path / "run"), limit_s=30).startswith("the report is not complete: it was interrupted; ")
 
 

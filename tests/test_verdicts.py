@@ -144,6 +144,14 @@ def test_without_predictions_seeds_are_tested_alone_if_they_saw_the_same_data(tm
     assert (pair.verdict, pair.reason) == ("unknown", "no predictions of other-0, other-1")
 
 
+def test_seeds_that_all_score_the_same_are_no_measure_of_noise(tmp_path: Path) -> None:
+    one = [replace(run, predictions=lambda _: Predictions()) for run in recipe(tmp_path, "one", [range(1), range(1)], lr=0.1)]
+    other = recipe(tmp_path, "other", [range(2), range(2)], lr=0.2)
+    [pair] = verdicts.judge([*one, *other], NOTHING, Choice()).pairs
+    reason = "no predictions of one-0, one-1, and on each side all seeds score the same, which is no measure of noise"
+    assert (pair.verdict, pair.reason) == ("unknown", reason)
+
+
 def test_recipes_are_sorted_by_a_score_or_by_a_key_of_the_config(tmp_path: Path) -> None:
     runs = [some(tmp_path, "a", range(3), optim__lr=0.3), some(tmp_path, "b", optim__lr=0.2), some(tmp_path, "c", range(1), optim__lr=0.1)]
 

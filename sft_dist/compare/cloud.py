@@ -12,6 +12,7 @@ from sft_dist.history.groups import Group
 from sft_dist.history.records import printable
 from sft_dist.pages import words
 from sft_dist.remote import Place
+from sft_dist.session import clean
 
 LONGEST = 128  # of a title, in W&B
 MOST = 20  # keys that are told to differ
@@ -43,7 +44,7 @@ def save(comparison: Comparison) -> list[str]:
         sets = [one for group in groups for one in _run_sets(group, places, made)]
         panels = [made.LinePlot(x="Step", y=[name]) for name in (comparison.metric, *PLOTTED)]
         grid = made.PanelGrid(runsets=sets, panels=[*panels, made.RunComparer(diff_only="split")])
-        title = f"sft-dist compare: {words.listed([group.label for group in groups], 3)}"[:LONGEST]
+        title = clean(f"sft-dist compare: {words.listed([group.label for group in groups], 3)}")[:LONGEST]
         report = made.Report(home.project, home.entity, title=title, width="fluid", blocks=[*_told(comparison, made), grid])
         report.save()
     silent = f"; not in W&B, and so not in it: {words.listed(missing, 5)} (`sft-dist sync` sends them)" if missing else ""
@@ -59,7 +60,7 @@ def _run_sets(group: Group, places: dict[str, Place | None], made: Any) -> Itera
         if (place := places[run.place]) and place.run:
             there.setdefault((place.entity, place.project), []).append(place.run)
     for (entity, project), ids in there.items():
-        yield made.Runset(entity, project, name=printable(group.label), filters=[expr.Metric("ID").isin(ids)])
+        yield made.Runset(entity, project, name=clean(printable(group.label)), filters=[expr.Metric("ID").isin(ids)])
 
 
 def _told(comparison: Comparison, made: Any) -> Iterator[Any]:
@@ -78,4 +79,4 @@ def _told(comparison: Comparison, made: Any) -> Iterator[Any]:
     ):
         if lines:
             yield made.H2(printable(title))
-            yield made.UnorderedList([printable(line) for line in lines])
+            yield made.UnorderedList([clean(printable(line)) for line in lines])

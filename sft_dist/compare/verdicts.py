@@ -223,11 +223,13 @@ def _difference(metric: str, aligned: Paired) -> Difference:
 
 
 def _by_seeds_alone(pair: Pair, one: Group, other: Group, metric: str, at: str) -> Pair:
-    """Where predictions are missing: a test over the seeds, if there are several on both sides, and all saw the same data."""
+    """Where predictions are missing: a test over the seeds, if there are several on both sides, they differ, and all saw the same data."""
     runs = [*one.runs, *other.runs]
     data = {run.fingerprint for run in runs}
     if min(pair.runs) < 2 or len(data) > 1 or None in data:
         return pair
     scores = [[run.numbers(at)[metric] for run in group.runs] for group in (one, other)]
+    if all(len(set(side)) == 1 for side in scores):
+        return replace(pair, reason=f"{pair.reason}, and on each side all seeds score the same, which is no measure of noise")
     note = f"{pair.reason}: tested over the seeds alone, so it speaks of these validation samples only"
     return replace(pair, difference=noise.welch(*scores), notes=[note], reason="")

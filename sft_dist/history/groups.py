@@ -67,10 +67,10 @@ def differing(groups: Sequence[Group]) -> list[Fact]:
 
 
 def _identity(record: Record) -> str:
-    """Equal for runs of one recipe. A run that is not done, or whose config cannot be read, stands alone."""
-    if not record.done or not record.config:
-        return record.place
+    """Equal for runs of one recipe. A run that is not done, or whose config says nothing of the recipe, stands alone."""
     recipe = {key: _plain(value) for key, value in record.config.items() if not key.startswith(NOT_THE_RECIPE)}
+    if not record.done or not recipe:
+        return record.place
     code = [record.env.get("commit"), _packages(record).get("sft-dist")]
     return json.dumps([recipe, record.fingerprint, code], sort_keys=True, default=str)
 
