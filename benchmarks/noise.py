@@ -7,6 +7,7 @@ seed is a little better or worse at all of them. Both recipes have the same skil
 """
 
 import platform
+from collections.abc import Callable
 from importlib.metadata import version
 
 import numpy as np
@@ -20,28 +21,21 @@ RUNS = ((1, 1), (1, 3), (2, 2), (3, 3), (5, 5), (2, 5))
 SPREADS = ((0.0, 0.0), (0.2, 0.2), (0.5, 0.5), (0.2, 0.8), (0.8, 0.2))
 
 
+def table(share: Callable[[tuple[int, int], tuple[float, float]], float]) -> None:
+    """A row for each number of runs, a column for each pair of spreads: the share of false alarms, in percent."""
+    heads = [f"{points(one):.1f} and {points(other):.1f}" for one, other in SPREADS]
+    print("| runs | " + " | ".join(heads) + " |\n|---|" + "---|" * len(SPREADS))
+    for runs in RUNS:
+        found = [share(runs, spreads) for spreads in SPREADS]
+        print(f"| {runs[0]} and {runs[1]} | " + " | ".join(f"{100 * one:.1f}" for one in found) + " |", flush=True)
+
+
 def main() -> None:
     print(f"Python {platform.python_version()}, numpy {version('numpy')}, scipy {version('scipy')}; {REPEATS} repeats\n")
     print("False alarms, in percent, over 500 samples; the spread of seeds as the standard deviation of top1, in points.\n")
-    print(
-        "| runs | "
-        + " | ".join(f"{points(one):.1f} and {points(other):.1f}" for one, other in SPREADS)
-        + " |\n|---|"
-        + "---|" * len(SPREADS)
-    )
-    for runs in RUNS:
-        found = [alarms(runs, spreads) for spreads in SPREADS]
-        print(f"| {runs[0]} and {runs[1]} | " + " | ".join(f"{100 * share:.1f}" for share in found) + " |", flush=True)
+    table(alarms)
     print(f"\nFalse alarms of macro F1, in percent of {FEWER}, over 500 samples of five unequal classes; the columns as above.\n")
-    print(
-        "| runs | "
-        + " | ".join(f"{points(one):.1f} and {points(other):.1f}" for one, other in SPREADS)
-        + " |\n|---|"
-        + "---|" * len(SPREADS)
-    )
-    for runs in RUNS:
-        found = [macro_alarms(runs, spreads) for spreads in SPREADS]
-        print(f"| {runs[0]} and {runs[1]} | " + " | ".join(f"{100 * share:.1f}" for share in found) + " |", flush=True)
+    table(macro_alarms)
     print(
         "\nHow often intervals for top1 of two models hold the true difference, in percent, where `a` and `b` of 100 samples are right on one side only.\n"
     )
