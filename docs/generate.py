@@ -11,7 +11,7 @@ from pydantic.fields import FieldInfo
 from sft_dist.config import Config
 from sft_dist.plan import MAY_CHANGE
 from sft_dist.refuse import NOT_BUILT
-from sft_dist.schema import text
+from sft_dist.schema import meanings, text
 
 PAGE = Path(__file__).parent / "reference" / "config.md"
 SCHEMA = Path(__file__).parent.parent / "configs" / "schema.json"
@@ -48,15 +48,17 @@ SIGNS = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
 def page() -> str:
     """The whole page."""
     top = {name: field for name, field in Config.model_fields.items() if not _is_section(field)}
-    parts = [HEAD, _table("", top)]
+    parts = [HEAD, _table("", top, meanings(Config))]
     for name, field in Config.model_fields.items():
         if _is_section(field):
-            parts.append(f"\n## {name}\n\n{_table(f'{name}.', field.annotation.model_fields)}")  # type: ignore[union-attr]
+            section: type[BaseModel] = field.annotation  # type: ignore[assignment]
+            parts.append(f"\n## {name}\n\n{_table(f'{name}.', section.model_fields, meanings(section))}")
     return "".join(parts)
 
 
-def _table(prefix: str, fields: dict[str, FieldInfo]) -> str:
-    rows = "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in _row(prefix + name, f))} |\n" for name, f in fields.items())
+def _table(prefix: str, fields: dict[str, FieldInfo], meant: dict[str, str]) -> str:
+    cells = ([*_row(prefix + name, field), meant.get(name, "")] for name, field in fields.items())
+    rows = "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |\n" for row in cells)
     return f"\n| key | type | default | resume | meaning |\n|---|---|---|---|---|\n{rows}".removeprefix("\n" if prefix else "")
 
 
@@ -67,7 +69,6 @@ def _row(key: str, field: FieldInfo) -> Iterator[str]:
     yield _kind(field.annotation, field.metadata, missing) + later
     yield FILLED_IN.get(key) or ("*needed*" if field.is_required() else f"`{_plain(field.default)}`")
     yield "yes" if key.startswith(MAY_CHANGE) else ""
-    yield field.description or ""
 
 
 def _kind(kind: Any, metadata: Any, missing: tuple[object, ...] = ()) -> str:

@@ -8,7 +8,7 @@ from sft_dist.units import Count, Goal, Length, Number, PlainName, PositiveLengt
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Data(Section):

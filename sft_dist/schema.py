@@ -1,8 +1,14 @@
 """The config as JSON Schema, from which editors complete keys, check values and show what a key means: `sft-dist config schema`."""
 
+import ast
+import inspect
 import json
+from itertools import pairwise
 from typing import Any
 
+from pydantic import BaseModel
+
+from sft_dist import config
 from sft_dist.config import Config
 from sft_dist.refuse import NOT_BUILT
 
@@ -11,6 +17,7 @@ LINE = "# yaml-language-server: $schema="
 """How a config names its schema, by a path from its own folder or by a URL."""
 SCIENTIFIC = r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"  # PyYAML reads 1e-3 as a text, and the config takes it for the number
 BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+_SOURCE = ast.parse(inspect.getsource(config))
 WITHOUT_NEED = ("run",)  # its one needed key is filled in by parse.load: the file's name
 
 
@@ -25,6 +32,9 @@ def schema() -> dict[str, Any]:
     It knows each key by itself: what several keys make impossible together is told by `sft-dist plan`.
     """
     drawn = Config.model_json_schema()
+    for name, section in {**drawn["$defs"], "Config": drawn}.items():
+        for key, meaning in meanings(getattr(config, name)).items():
+            section["properties"][key] = {"description": meaning, **section["properties"][key]}
     whole = _in_draft_07(drawn, drawn["$defs"])
     whole["required"] = [name for name in whole["required"] if name not in WITHOUT_NEED]
     whole["properties"]["run"].pop("required")
@@ -34,6 +44,17 @@ def schema() -> dict[str, Any]:
             place = place["properties"][name]
         place["enum"] = [value for value in place["enum"] if value not in missing]
     return {"$schema": DIALECT, "title": "sft-dist config", **whole}
+
+
+def meanings(section: type[BaseModel]) -> dict[str, str]:
+    """What the keys of a section mean: the docstrings under them. Pydantic could collect them, but would do so at the start of every process."""
+    [found] = [node for node in _SOURCE.body if isinstance(node, ast.ClassDef) and node.name == section.__name__]
+    return {
+        key.target.id: inspect.cleandoc(told.value.value)
+        for key, told in pairwise(found.body)
+        if isinstance(key, ast.AnnAssign) and isinstance(key.target, ast.Name)
+        if isinstance(told, ast.Expr) and isinstance(told.value, ast.Constant) and isinstance(told.value.value, str)
+    }
 
 
 def _in_draft_07(part: dict[str, Any], sections: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import yaml
 from click.testing import CliRunner
 from given import TREE
 from pydantic import BaseModel
+from pydantic._internal._docs_extraction import extract_docstrings_from_cls
 
 from sft_dist import cli, parse, schema
 from sft_dist.config import Config
@@ -140,12 +141,13 @@ def test_a_config_as_a_run_resolves_it_keeps_to_the_schema() -> None:
 def test_every_key_stands_in_the_schema_with_its_meaning_and_its_default() -> None:
     for name, field in Config.model_fields.items():
         here = JUDGE.schema["properties"][name]
-        kind = field.annotation
-        keys = kind.model_fields if isinstance(kind, type) and issubclass(kind, BaseModel) else {name: field}
+        section = field.annotation if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel) else Config
+        keys = {name: field} if section is Config else section.model_fields
         drawn = here.get("properties", {name: here})
         assert list(drawn) == list(keys)
+        meant = extract_docstrings_from_cls(section, use_inspect=True)
         for key, of in keys.items():
-            assert drawn[key]["description"] == of.description
+            assert drawn[key]["description"] == meant[key]
             assert of.is_required() or drawn[key]["default"] == json.loads(json.dumps(of.default))
 
 
