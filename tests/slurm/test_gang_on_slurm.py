@@ -38,7 +38,8 @@ def jobs(cluster, home):
         cluster.release(submitted["taken"])
         submit("headless", SFT_PYTHON=str(headless))
         submit("three", SFT_EXPECT_WORLD="3")
-        submit("hangs", "train.duration=100000 steps", "watch.step_s=10")
+        endless = [f"{key}=100000 steps" for key in ("train.duration", "eval.every", "save.every")]  # it hangs in a step, nowhere else
+        submit("hangs", *endless, "watch.step_s=10")
         yield submitted
     cluster.scancel(*submitted.values())
 
