@@ -2,7 +2,8 @@
 
     python benchmarks/launchers.py [ROUNDS]
 
-Prints a Markdown table of wall seconds: until the first row is in metrics.jsonl, and until the process has ended, with the versions.
+Prints Markdown tables: wall seconds until the first row is in metrics.jsonl, and until the process has ended; and how `sft-launch run`
+compares round by round with the others, as ratios and differences of the first, with the 95 % interval of their median (order statistics).
 """
 
 import os
@@ -16,10 +17,12 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+from scipy import stats
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPT = str(REPOSITORY / "sft_dist" / "train.py")
 QUICKSTART = str(REPOSITORY / "configs" / "quickstart.yaml")
-ROUNDS = 7
+ROUNDS = 16
 
 
 def commands(port: int) -> dict[str, list[str]]:
@@ -42,7 +45,7 @@ def timed(command: list[str]) -> tuple[float, float]:
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
         rows = Path(folder) / "runs" / "quickstart" / "metrics.jsonl"
         before = time.perf_counter()
-        shorter = ["train.duration=3 steps", "schedule.warmup=1 steps"]
+        shorter = ["train.duration=3 steps", "schedule.warmup=1 steps", "report.write=none"]
         process = subprocess.Popen([*command, *shorter], cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while process.poll() is None and not (rows.exists() and rows.stat().st_size):
             time.sleep(0.005)
@@ -66,6 +69,20 @@ def main() -> None:
     for name in named_in_order():
         firsts, ends = ([pair[part] for pair in seconds[name]] for part in (0, 1))
         print(f"| {name} | {min(firsts):.2f} | {statistics.median(firsts):.2f} | {max(firsts):.2f} | {statistics.median(ends):.2f} |")
+
+    ours, *others = named_in_order()
+    print(f"\n| {ours} against | rounds that it won | ratio of the first step: median, 95 % | difference, s |\n|---|---|---|---|")
+    for name in others:
+        pairs = [(own[0], other[0]) for own, other in zip(seconds[ours], seconds[name], strict=True)]
+        ratios, differences = [own / other for own, other in pairs], [own - other for own, other in pairs]
+        print(f"| {name} | {sum(r < 1 for r in ratios)} of {rounds} | {in_the_middle(ratios)} | {in_the_middle(differences)} |")
+
+
+def in_the_middle(values: list[float]) -> str:
+    """The median and an interval that covers the true one with at least 95 % probability, whatever the distribution."""
+    ordered, n = sorted(values), len(values)
+    out = max(0, int(stats.binom.ppf(0.025, n, 0.5)) - 1)
+    return f"{statistics.median(ordered):.3f} ({ordered[out]:.3f} to {ordered[n - 1 - out]:.3f})"
 
 
 def named_in_order() -> list[str]:
