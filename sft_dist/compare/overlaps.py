@@ -66,11 +66,11 @@ def confusion(truth: NDArray[np.integer[Any]], said: NDArray[np.integer[Any]], c
 
 def mean_ap(objects: Sequence[Objects], one: Sequence[Sequence[Found]], other: Sequence[Sequence[Found]], seed: int = 0) -> Difference:
     """The difference in COCO's mAP (all sizes); each side is runs x images."""
-    runs, score = found_in_images(objects, [*one, *other])
+    runs, score = ranked(objects, [*one, *other])
     return resampling.between(runs[: len(one)], runs[len(one) :], score, seed)
 
 
-def found_in_images(objects: Sequence[Objects], runs: Sequence[Sequence[Found]]) -> tuple[list[Evidence], Score]:
+def ranked(objects: Sequence[Objects], runs: Sequence[Sequence[Found]]) -> tuple[list[Evidence], Score]:
     """Evidence of each run, images x (detections of all runs by falling score, classes), and the mAP of sums of it.
 
     Detections of the same score stand in the order of the images, as in pycocotools.
