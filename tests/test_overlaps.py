@@ -133,6 +133,10 @@ def test_a_class_that_no_pixel_is_or_is_said_to_be_is_left_out_of_miou_and_one_t
     assert miou(tables([truth], [right], 4), tables([truth], [said], 4)).value == pytest.approx((1 + 1 / 2 + 0) / 3 - 1)
 
 
+def test_pixels_of_no_class_are_left_out() -> None:
+    assert confusion(np.array([[0, 1, 1], [2, 255, -1]]), np.array([[0, 0, 1], [0, 0, 0]]), 2).tolist() == [[1, 0], [1, 1]]
+
+
 def test_a_pixel_that_is_said_to_be_of_no_class_is_a_mistake() -> None:
     with pytest.raises(AssertionError, match="a pixel is said to be of no class"):
         confusion(np.array([[0, 1]]), np.array([[0, 4]]), 4)
@@ -154,6 +158,26 @@ def test_map_is_that_of_pycocotools(images: int, classes: int, objects: int, fal
     assert [scored(each, score) for each in evidence] == pytest.approx([pycocotools(scene, run) for run in runs], abs=1e-12)
 
 
+def test_classes_may_bear_any_numbers() -> None:
+    scene, [run] = drawn_boxes(np.random.default_rng(8), 10, shaken=(1.0,))
+    numbers = np.array([1, 90, 17])
+    named = [Objects(each.boxes, numbers[each.labels]) for each in scene]
+    renamed = [Found(each.boxes, numbers[each.labels], each.scores) for each in run]
+    [one], score = ranked(scene, [run])
+    [other], other_score = ranked(named, [renamed])
+    assert scored(other, other_score) == pytest.approx(scored(one, score))
+    assert scored(other, other_score) == pytest.approx(pycocotools(named, renamed))
+
+
+def test_of_two_objects_that_a_box_overlaps_alike_it_takes_the_last_as_in_pycocotools() -> None:
+    """The second box overlaps the first object alone, and gets it."""
+    scene = [Objects(np.array([[0.0, 0, 8, 10], [2, 0, 10, 10]]), np.array([0, 0]))]
+    found = [Found(np.array([[0.0, 0, 10, 10], [0, 0, 6, 10]]), np.array([0, 0]), np.array([0.9, 0.8]))]
+    evidence, score = ranked(scene, [found])
+    assert scored(evidence[0], score) == pytest.approx(pycocotools(scene, found))
+    assert scored(evidence[0], score) == pytest.approx((6 * 1 + 1 * 51 / 101) / 10)
+
+
 def test_a_box_without_area_is_an_object_that_is_never_found_and_one_that_ends_before_it_begins_is_a_mistake() -> None:
     scene = [Objects(np.array([[0.0, 0, 9, 9], [5, 5, 5, 5]]), np.array([0, 0]))]
     found = [Found(np.array([[5.0, 5, 5, 5], [0, 0, 9, 9]]), np.array([0, 0]), np.array([0.5, 0.9]))]
@@ -167,7 +191,7 @@ def test_a_box_without_area_is_an_object_that_is_never_found_and_one_that_ends_b
 def test_drawn_and_swapped_images_sum_up_to_the_map_of_these_images() -> None:
     """What resampling rests on: mAP, which ranks the detections of all images, is a function of counts that add over images."""
     random = np.random.default_rng(3)
-    scene, runs = drawn_boxes(random, 12)
+    scene, runs = drawn_boxes(random, 12, classes=6, objects=3)  # so that some draws lack a class
     evidence, score = ranked(scene, runs)
     for _ in range(20):
         draw = random.integers(0, 12, 12)

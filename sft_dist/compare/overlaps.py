@@ -91,7 +91,7 @@ def ranked(objects: Sequence[Objects], runs: Sequence[Sequence[Found]]) -> tuple
         mine = np.flatnonzero(owners == run)
         columns = csr_array((np.ones(len(mine)), (images[mine], mine)), shape=(len(objects), len(known)))
         evidence.append(hstack([columns, there], format="csr"))
-    return evidence, partial(_mean_ap, [np.flatnonzero(labels == label) for label in classes], verdicts)
+    return evidence, partial(_mean_ap, [np.flatnonzero(labels == label) for label in range(len(classes))], verdicts)
 
 
 @dataclass(frozen=True)
