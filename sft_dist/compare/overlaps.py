@@ -77,8 +77,9 @@ def ranked(objects: Sequence[Objects], runs: Sequence[Sequence[Found]]) -> tuple
     """
     from scipy.sparse import csr_array, hstack
 
-    for seen in (*objects, *(found for run in runs for found in run)):
-        assert (seen.boxes[:, :2] <= seen.boxes[:, 2:]).all(), "a box ends before it begins"
+    boxes = [each.boxes for each in objects] + [each.boxes for run in runs for each in run]
+    assert all((each[:, :2] <= each[:, 2:]).all() for each in boxes), "a box ends before it begins"
+    assert all(len(run) == len(objects) for run in runs), "a run has other images"
     plain = [each.labels[~_crowd(each)] for each in objects]
     classes = np.unique(np.concatenate(plain))
     assert len(classes), "there is no object to find"
@@ -109,7 +110,7 @@ def _detections(objects: Sequence[Objects], runs: Sequence[Sequence[Found]], cla
     """By image and run, and in each of them by class and falling score."""
     for image, there in enumerate(objects):
         for run, found in enumerate(run[image] for run in runs):
-            for label in np.flatnonzero(np.isin(classes, found.labels)):
+            for label in np.flatnonzero(np.isin(classes, found.labels)).tolist():
                 best = np.flatnonzero(found.labels == classes[label])
                 best = best[np.argsort(-found.scores[best], kind="stable")][:MOST]
                 same, crowd = there.labels == classes[label], _crowd(there)
