@@ -1,9 +1,9 @@
-"""Scores that are no mean over samples, like macro F1: the difference, its interval by a bootstrap, its p value by a permutation test.
+"""Scores that are no mean over samples, like macro F1 and mAP: the difference, its interval by a bootstrap, its p value by a permutation test.
 
 All of them are functions of counts that add over samples, which is what resampling needs: each draw is a sum, and the score of it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -19,6 +19,8 @@ CELLS = 4_000_000  # numbers that one piece of the draws holds at once
 
 Counts = NDArray[np.float64]
 """draws x 3 x classes: how many samples of each class are said rightly, are said to be of it, are of it."""
+Evidence = Any
+"""samples x counts of one run, a sparse array of scipy: what its score is made of."""
 Score = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 """Sums of evidence, draws x counts, -> a score for each draw."""
 
@@ -38,6 +40,11 @@ def recall(counts: Counts) -> NDArray[np.float64]:
     return _macro(right / np.maximum(there, 1), counts)
 
 
+def iou(counts: Counts) -> NDArray[np.float64]:
+    right, said, there = np.moveaxis(counts, 1, 0)
+    return _macro(right / np.maximum(said + there - right, 1), counts)
+
+
 MACRO: Mapping[str, Callable[[Counts], NDArray[np.float64]]] = MappingProxyType(
     {"val/f1_macro": f1, "val/precision_macro": precision, "val/recall_macro": recall}
 )
@@ -45,33 +52,42 @@ MACRO: Mapping[str, Callable[[Counts], NDArray[np.float64]]] = MappingProxyType(
 
 
 def difference(metric: str, truths: NDArray[np.int64], one: NDArray[np.int64], other: NDArray[np.int64], seed: int = 0) -> Difference:
-    """The difference in one of MACRO; guesses are runs x samples.
+    """The difference in one of MACRO; guesses are runs x samples. Samples with the same truth and the same guesses are of one kind."""
+    answers = np.concatenate([truths[None], one, other])
+    classes = 1 + int(answers.max())
+    runs = [_evidence(truths, guesses, classes) for guesses in (*one, *other)]
+    kinds = np.unique(answers, axis=1, return_inverse=True)[1].reshape(-1)
+    return between(runs[: len(one)], runs[len(one) :], by_class(MACRO[metric], classes), seed, kinds)
+
+
+def between(
+    one: Sequence[Evidence], other: Sequence[Evidence], score: Score, seed: int = 0, kinds: NDArray[Any] | None = None
+) -> Difference:
+    """The difference in any score of evidence that adds: the runs of each side, with the same samples and counts in all of them.
 
     One run on each side: the percentile interval of the bootstrap (Efron and Tibshirani 1993, chapter 13) and the permutation test. Several
     seeds: the variance over the bootstrap's draws is added to that of the seeds, in Student's interval and test.
+    kinds: a number for each sample; those with the same number count the same in every run. None: no two samples do.
     """
-    classes = 1 + int(max(truths.max(), one.max(), other.max()))
-    score = _by_class(MACRO[metric], classes)
-    evidence = [_evidence(truths, guesses, classes) for guesses in (*one, *other)]
-    weights = np.ones((1, len(truths)))
-    scores = np.array([score(weights @ counts)[0] for counts in evidence])
+    runs, samples = [*one, *other], one[0].shape[0]
+    scores = np.array([score(np.asarray(run.sum(0))[None])[0] for run in runs])
     value = float(scores[len(one) :].mean() - scores[: len(one)].mean())
-    draws = _bootstrapped(truths, np.concatenate([one, other]), score, seed)
+    draws = _bootstrapped(runs, score, np.arange(samples) if kinds is None else kinds, seed)
     differences = draws[len(one) :].mean(0) - draws[: len(one)].mean(0)
     if len(one) == len(other) == 1:
         low, high = np.quantile(differences, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        return Difference(value, float(low), float(high), swap_test(evidence[0], evidence[1], score, seed), "permutation")
+        return Difference(value, float(low), float(high), swap_test(one[0], other[0], score, seed), "permutation")
     seeds = noise.seed_parts(scores[: len(one)], scores[len(one) :])
     from_samples = float(np.var(differences, ddof=1))
     variance = sum(part for part, _ in seeds) + from_samples
-    return noise.student(value, variance, noise.freedom(variance, seeds, from_samples, len(truths)), "bootstrap t")
+    return noise.student(value, variance, noise.freedom(variance, seeds, from_samples, samples), "bootstrap t")
 
 
-def swap_test(one: Any, other: Any, score: Score, seed: int = 0) -> float:
+def swap_test(one: Evidence, other: Evidence, score: Score, seed: int = 0) -> float:
     """Two-sided p of a paired permutation test: a coin for each sample says whether the two sides swap what they counted there.
 
-    one, other: samples x counts, sparse. score: of any sums of such rows. The p value of `SWAPS` random swaps is (b + 1) / (n + 1), with b of
-    them at least as far apart as what was seen (Phipson and Smyth 2010): never zero, and no more often small than it says.
+    The p value of `SWAPS` random swaps is (b + 1) / (n + 1), with b of them at least as far apart as what was seen (Phipson and Smyth 2010):
+    never zero, and no more often small than it says.
     """
     moving = other - one
     moving.eliminate_zeros()
@@ -85,17 +101,18 @@ def swap_test(one: Any, other: Any, score: Score, seed: int = 0) -> float:
     return (far + 1) / (SWAPS + 1)
 
 
-def _macro(by_class: NDArray[np.float64], counts: Counts) -> NDArray[np.float64]:
-    """The mean over the classes; those on neither side are left out, as in scikit-learn and in the scores of a run."""
-    there = counts[:, 1:].sum(1) > 0
-    return np.asarray((by_class * there).sum(1) / np.maximum(there.sum(1), 1))
-
-
-def _by_class(macro: Callable[[Counts], NDArray[np.float64]], classes: int) -> Score:
+def by_class(macro: Callable[[Counts], NDArray[np.float64]], classes: int) -> Score:
+    """The score of sums that hold `Counts` one after the other."""
     return lambda sums: macro(sums.reshape(len(sums), 3, classes))
 
 
-def _evidence(truths: NDArray[np.int64], guesses: NDArray[np.int64], classes: int) -> Any:
+def _macro(scores: NDArray[np.float64], counts: Counts) -> NDArray[np.float64]:
+    """The mean over the classes; those on neither side are left out, as in scikit-learn and in the scores of a run."""
+    there = counts[:, 1:].sum(1) > 0
+    return np.asarray((scores * there).sum(1) / np.maximum(there.sum(1), 1))
+
+
+def _evidence(truths: NDArray[np.int64], guesses: NDArray[np.int64], classes: int) -> Evidence:
     """samples x (3 classes), sparse: of each class whether the sample is said rightly, is said to be of it, is of it."""
     from scipy.sparse import csr_array
 
@@ -106,17 +123,16 @@ def _evidence(truths: NDArray[np.int64], guesses: NDArray[np.int64], classes: in
     return csr_array((np.ones(len(rows)), (rows, columns)), shape=(len(truths), 3 * classes))
 
 
-def _bootstrapped(truths: NDArray[np.int64], guesses: NDArray[np.int64], score: Score, seed: int) -> NDArray[np.float64]:
+def _bootstrapped(runs: Sequence[Evidence], score: Score, kinds: NDArray[Any], seed: int) -> NDArray[np.float64]:
     """runs x BOOTSTRAPS: the score on each draw of as many samples with replacement, the same samples for all runs.
 
-    Samples with the same truth and the same guesses are one cell with a count, and a draw is a multinomial over the cells.
+    A draw says how often each kind of sample is in it: a multinomial over the kinds, of which there may be far fewer than samples.
     """
-    cells, counts = np.unique(np.concatenate([truths[None], guesses]), axis=1, return_counts=True)
-    classes, n = int(cells.max()) + 1, int(counts.sum())
-    sides = [_evidence(cells[0], row, classes) for row in cells[1:]]
+    _, first, counts = np.unique(kinds, return_index=True, return_counts=True)
+    sides = [run[first] for run in runs]
     random, pieces = np.random.default_rng(seed), []
-    for size in _pieces(BOOTSTRAPS, max(len(counts), 3 * classes)):
-        drawn = random.multinomial(n, counts / n, size=size).astype(float)
+    for size in _pieces(BOOTSTRAPS, max(sides[0].shape)):
+        drawn = random.multinomial(len(kinds), counts / len(kinds), size=size).astype(float)
         pieces.append(np.array([score(drawn @ side) for side in sides]))
     return np.concatenate(pieces, axis=1)
 
