@@ -159,7 +159,8 @@ class Session:
         self.record.write(self.place)
 
     def _not_sent(self, what: str, error: Exception) -> str:
-        return f"W&B has all steps, but not the {what} of the end: {first_line(error)}; `{SYNC} {self.place.path}` tries again"
+        holder = "W&B" if self.mode == "online" else "W&B: the offline run"
+        return f"{holder} has all steps, but not the {what} of the end: {first_line(error)}; `{SYNC} {self.place.path}` tries again"
 
     def _tables(self, most: int) -> dict[str, Any]:
         """The confusion matrix of the best evaluation as W&B draws it, and a table of the samples that it is most wrong about."""
@@ -168,10 +169,8 @@ class Session:
         shown = finale.look(self.place, most, _secrets())
         tables: dict[str, Any] = {}
         if shown.truths and len(shown.classes) <= MOST_CLASSES:
-            names, title = list(shown.classes), "Confusion matrix of the best evaluation"
-            tables["best/confusion"] = wandb.plot.confusion_matrix(
-                y_true=list(shown.truths), preds=list(shown.guesses), class_names=names, title=title
-            )
+            about = {"class_names": list(shown.classes), "title": "Confusion matrix of the best evaluation"}
+            tables["best/confusion"] = wandb.plot.confusion_matrix(y_true=list(shown.truths), preds=list(shown.guesses), **about)
         if shown.samples:
             tables["best/predictions"] = wandb.Table(columns=list(finale.COLUMNS), data=[list(row) for row in shown.samples])
         return tables
