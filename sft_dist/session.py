@@ -1,7 +1,6 @@
 """A run of ours as a run in Weights & Biases: the same one after every resume, each step once, no secret in it."""
 
 import os
-import re
 import shutil
 import threading
 import time
@@ -183,7 +182,7 @@ class Session:
         finale.export(self.place, folder, limit_s=self.limit_s / 2)
         best, config = read_json(self.place.scores).get("best", {}), parse.load(self.place.config)
         about = {name: value for name, value in best.items() if isinstance(value, int | float)}
-        artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", clean(config.run.name)), type="model", metadata=about)
+        artifact = wandb.Artifact(finale.artifact_name(clean(config.run.name)), type="model", metadata=about)
         for file in finale.free_of(_secrets(), folder):
             artifact.add_file(str(file), policy="immutable", skip_cache=True)  # no further copies of it on this disk
         self.run.log_artifact(artifact, aliases=["best"]).wait(timeout=max(1, int(end - time.monotonic())))

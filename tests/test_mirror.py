@@ -19,7 +19,7 @@ from given import a_config
 from rich.console import Console
 from wandb_server import KEY, Server, serve
 
-from sft_dist import beside, mirror, parse, rundir
+from sft_dist import beside, finale, mirror, parse, rundir
 from sft_dist.config import Config
 from sft_dist.errors import ConfigError, InfrastructureError
 from sft_dist.rundir import RunDir
@@ -383,6 +383,21 @@ def test_what_cannot_be_drawn_keeps_no_step_back_and_a_model_that_is_wanted_late
         with pytest.raises(InfrastructureError, match="but not the model of the end: it is not exported: "):  # there is no checkpoint
             mirror.sync(run, 60)
         let_go()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("pets-v1.2_a", "pets-v1.2_a"),
+        ("a" * 128, "a" * 128),
+        ("a" * 129, "a" * 119 + "-c12cb024"),
+        ("lr=0.1", "lr-0.1-f27540d9"),
+        ("lr+0.1", "lr-0.1-a90b8c9b"),
+        ("käfer", "k-fer-b000b344"),
+    ],
+)
+def test_wandb_takes_every_runs_name_for_its_model(name: str, told: str) -> None:
+    assert wandb.Artifact(finale.artifact_name(name), type="model").name == told
 
 
 @pytest.mark.dist
