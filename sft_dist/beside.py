@@ -21,6 +21,8 @@ from sft_dist.track import say
 
 URGENT_S = 5
 """Seconds for the mirror where the end must not wait."""
+KILLED_S = 5
+"""Seconds for a process to go that was killed. One that waits for a stuck disk or device goes only when that answers."""
 
 
 @contextmanager
@@ -76,16 +78,16 @@ def _write_report(run: RunDir, report: Report) -> str:
             )
         except OSError as error:
             return f"its process cannot be started ({error})"
-    with process:
+    assert process.stderr
+    with process.stderr:
         try:
             _, told = process.communicate(timeout=report.limit_s)
+            trouble = (told.strip().splitlines() or [f"exit code {process.returncode}"])[-1] if process.returncode else ""
         except subprocess.TimeoutExpired:
-            return f"it took longer than report.limit_s = {report.limit_s} s"
+            trouble = f"it took longer than report.limit_s = {report.limit_s} s"
         except KeyboardInterrupt:  # of somebody who has waited long enough; the run is done all the same
-            return "it was interrupted"
-        finally:
-            process.kill()
-    return (told.strip().splitlines() or [f"exit code {process.returncode}"])[-1] if process.returncode else ""
+            trouble = "it was interrupted"
+        return trouble + _kill(process)
 
 
 @contextmanager
@@ -143,11 +145,19 @@ def _end_mirror(process: "subprocess.Popen[str]", word: str, patience_s: float) 
         with suppress(OSError), process.stdin:
             process.stdin.write(f"{word}\n")
         code = process.wait(patience_s)
-        return f"the mirror ended with code {code}, see {FOLDER}/mirror.log" if code else ""
+        trouble = f"the mirror ended with code {code}, see {FOLDER}/mirror.log" if code else ""
     except subprocess.TimeoutExpired:
-        return f"not everything was taken in {patience_s} s"
+        trouble = f"not everything was taken in {patience_s} s"
     except KeyboardInterrupt:  # the run is over, and must not fail by it
-        return "it was interrupted"
-    finally:
-        process.kill()
-        process.wait()
+        trouble = "it was interrupted"
+    return trouble + _kill(process)
+
+
+def _kill(process: "subprocess.Popen[str]") -> str:
+    """End a process that may still run; the end of a sentence where it does not go, else nothing."""
+    process.kill()
+    try:
+        process.wait(KILLED_S)
+    except subprocess.TimeoutExpired:
+        return f", and process {process.pid} does not go {KILLED_S} s after it was killed: a disk or a device holds it"
+    return ""

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -55,7 +56,10 @@ class Photos:
 def write(folder: Path, out: Path | None) -> list[str]:
     """Write the config, which `sft-dist plan` lets through. Returns what was seen. Raises ConfigError where it cannot, or would overwrite."""
     photos = look(folder)
-    out = out or Path(f"{folder.resolve().name}.yaml")
+    name = folder.resolve().name
+    plain = _plain(name)
+    why = "" if out or plain == name else f" (the file's name is the run's, and {printable(name)!r} cannot name a run)"
+    out = out or Path(f"{plain}.yaml")
     if out.exists():
         raise ConfigError(f"{out} exists; init overwrites nothing: choose another file with --out")
     try:
@@ -71,7 +75,7 @@ def write(folder: Path, out: Path | None) -> list[str]:
             file.write(text)
     except OSError as error:
         raise ConfigError(f"{out}: {error.strerror or error}; choose another file with --out") from None
-    return [*seen(photos), f"wrote {out}; now: sft-dist plan {out}"]
+    return [*seen(photos), f"wrote {out}{why}; now: sft-dist plan {out}"]
 
 
 def look(folder: Path) -> Photos:
@@ -132,6 +136,11 @@ def lines(photos: Photos, out: Path) -> Iterator[str]:
         'schedule: {name: cosine, warmup: "1 epoch"}  # the new head is random at first: begin slowly',
         f'train: {{duration: "{epochs} epochs"{_clip(photos)}}}  # {epochs * photos.samples // total} steps: enough to see whether it learns',
     )
+
+
+def _plain(name: str) -> str:
+    """A folder's name without what `plain_name` refuses, as far as something is left: `my photos (2)` is my-photos-2."""
+    return re.sub(r"[^\w.+=-]+", "-", name).strip("-").lstrip("._+=-")
 
 
 def _data(photos: Photos) -> Iterator[str]:

@@ -20,7 +20,7 @@ def end(raised: BaseException, pulse: Pulse) -> int:
     code = _exit_code(error)
     if code:
         _record(error, code, pulse)
-        _show(error)
+        _show(error, trained=pulse.attempt is not None)
     _let_go(raised)
     return code
 
@@ -51,7 +51,8 @@ def _exit_code(error: BaseException) -> int:
     return 1
 
 
-def _show(error: BaseException) -> None:
+def _show(error: BaseException, trained: bool) -> None:
+    """trained: a run has begun an attempt, which it can go on from; other commands have nothing to go on from."""
     rank = os.environ.get("RANK")
     where = f" (rank {rank} on {socket.gethostname()})" if rank else ""
     if isinstance(error, SftError):
@@ -62,7 +63,8 @@ def _show(error: BaseException) -> None:
     elif isinstance(error, click.exceptions.ClickException):
         error.show()
     elif isinstance(error, click.exceptions.Abort):
-        click.echo(f"sft-dist: interrupted{where}; the last checkpoint is intact, and the same command goes on from it", err=True)
+        onward = "; the last checkpoint is intact, and the same command goes on from it" if trained else ""
+        click.echo(f"sft-dist: interrupted{where}{onward}", err=True)
     elif not isinstance(error, SystemExit):
         click.echo(f"sft-dist: stopped{where}", err=True)
         traceback.print_exception(error)

@@ -1,6 +1,8 @@
 """What a run that is done shows elsewhere beside its curves: how it mixes up classes, the samples it is most wrong about, and its model."""
 
+import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from sft_dist.rundir import RunDir
 
 COLUMNS = ("id", "truth", "guess", "confidence", "truth_probability")
 WEIGHTS = ".safetensors"
+LONGEST_NAME = 128  # that W&B takes for an artifact
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,15 @@ def export(run: RunDir, to: Path, limit_s: float) -> None:
     if done.returncode:
         told = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise InfrastructureError(f"it is not exported: {told[-1].strip(' -')}")
+
+
+def artifact_name(name: str) -> str:
+    """A run's name, in what W&B takes for its model's. One that it does not take as it is ends in a digest, so that no two runs share theirs."""
+    plain = re.sub(r"[^A-Za-z0-9_.-]", "-", name)
+    if plain == name and len(name) <= LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return f"{plain[: LONGEST_NAME - 1 - len(digest)]}-{digest}"
 
 
 def free_of(secrets: Collection[str], folder: Path) -> list[Path]:

@@ -96,7 +96,7 @@ def place_of(record: Record) -> Place | None:
 def asked(where: str) -> Iterator[None]:
     """Whatever W&B's library raises, as one sentence of ours, without a secret in it; W&B's scratch folders go to where they vanish."""
     before = os.environ.get("WANDB_DIR")
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:  # W&B may still write there
         os.environ["WANDB_DIR"] = scratch
         try:
             yield

@@ -1,7 +1,6 @@
 """A run of ours as a run in Weights & Biases: the same one after every resume, each step once, no secret in it."""
 
 import os
-import re
 import shutil
 import threading
 import time
@@ -159,7 +158,8 @@ class Session:
         self.record.write(self.place)
 
     def _not_sent(self, what: str, error: Exception) -> str:
-        return f"W&B has all steps, but not the {what} of the end: {first_line(error)}; `{SYNC} {self.place.path}` tries again"
+        holder = "W&B" if self.mode == "online" else "W&B: the offline run"
+        return f"{holder} has all steps, but not the {what} of the end: {first_line(error)}; `{SYNC} {self.place.path}` tries again"
 
     def _tables(self, most: int) -> dict[str, Any]:
         """The confusion matrix of the best evaluation as W&B draws it, and a table of the samples that it is most wrong about."""
@@ -168,10 +168,8 @@ class Session:
         shown = finale.look(self.place, most, _secrets())
         tables: dict[str, Any] = {}
         if shown.truths and len(shown.classes) <= MOST_CLASSES:
-            names, title = list(shown.classes), "Confusion matrix of the best evaluation"
-            tables["best/confusion"] = wandb.plot.confusion_matrix(
-                y_true=list(shown.truths), preds=list(shown.guesses), class_names=names, title=title
-            )
+            about = {"class_names": list(shown.classes), "title": "Confusion matrix of the best evaluation"}
+            tables["best/confusion"] = wandb.plot.confusion_matrix(y_true=list(shown.truths), preds=list(shown.guesses), **about)
         if shown.samples:
             tables["best/predictions"] = wandb.Table(columns=list(finale.COLUMNS), data=[list(row) for row in shown.samples])
         return tables
@@ -184,7 +182,7 @@ class Session:
         finale.export(self.place, folder, limit_s=self.limit_s / 2)
         best, config = read_json(self.place.scores).get("best", {}), parse.load(self.place.config)
         about = {name: value for name, value in best.items() if isinstance(value, int | float)}
-        artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", clean(config.run.name)), type="model", metadata=about)
+        artifact = wandb.Artifact(finale.artifact_name(clean(config.run.name)), type="model", metadata=about)
         for file in finale.free_of(_secrets(), folder):
             artifact.add_file(str(file), policy="immutable", skip_cache=True)  # no further copies of it on this disk
         self.run.log_artifact(artifact, aliases=["best"]).wait(timeout=max(1, int(end - time.monotonic())))

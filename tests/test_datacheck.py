@@ -16,6 +16,7 @@ from given_pictures import as_jpeg, scene
 from PIL import ImageOps
 
 from sft_dist import cli
+from sft_dist.datacheck import strays
 
 CLASSES = ("cat", "dog")
 
@@ -114,7 +115,7 @@ def test_images_that_no_run_reads_are_told_by_folder(root: Path) -> None:
         scene(3, 64).save(root / name)
     for name in ("train/cat/phone.heic", "train/cat/.hidden.png", "train/cat/notes.txt"):
         (root / name).touch()
-    (root / "valid" / "round").symlink_to(root)  # is not followed
+    (root / "valid" / "round").symlink_to(root.parent)  # leads up, and is not followed
     done, findings = checked(root)
     assert (done.exit_code, list(findings)) == (0, ["outside"])
     assert names(findings["outside"]) == [
@@ -122,6 +123,29 @@ def test_images_that_no_run_reads_are_told_by_folder(root: Path) -> None:
         ["train/loose.png"],
         ["train/cat/phone.heic"],
         ["valid/cat/0.png", "valid/cat/1.png"],
+    ]
+
+
+def test_links_to_folders_are_followed_as_a_run_does_and_no_file_is_told_twice(root: Path) -> None:
+    elsewhere = photos(root.parent / "elsewhere")
+    (elsewhere / "train" / "cat" / "phone.heic").touch()
+    (root / "valid").symlink_to(elsewhere / "val")
+    (root / "valid-again").symlink_to(root / "valid")
+    (root / "train" / "cat").rename(root / "cats")
+    (root / "train" / "cat").symlink_to(root / "cats")  # read there, and so no stray here
+    (root / "train" / "cat" / "more").symlink_to(elsewhere / "train" / "cat")
+    for here, there in (("a", "b"), ("b", "a")):  # a ring, in which no link leads up
+        (root.parent / here).mkdir()
+        (root.parent / here / "on").symlink_to(root.parent / there)
+    scene(3, 64).save(root.parent / "b" / "loose.png")
+    (root / "ring").symlink_to(root.parent / "a")
+    assert strays.find(root) == [
+        "cats/more/phone.heic",
+        "ring/on/loose.png",
+        "valid/cat/0.png",
+        "valid/cat/1.png",
+        "valid/dog/0.png",
+        "valid/dog/1.png",
     ]
 
 

@@ -167,9 +167,20 @@ def test_images_so_large_that_pillow_warns_of_them_are_no_noise(here: Path) -> N
     assert drafted(here / "data").data.size == 224  # a warning would be an error here
 
 
+@pytest.mark.parametrize(
+    ("folder", "file"), [("my photos", "my-photos.yaml"), ("_cats & dogs (2)", "cats-dogs-2.yaml"), ("pets.v2", "pets.v2.yaml")]
+)
+def test_a_folder_that_cannot_name_a_run_gives_a_plain_name_to_it(here: Path, folder: str, file: str) -> None:
+    told = draft.write(photos(here / folder, {"train/cat": 4, "train/dog": 4}), None)
+    why = "" if folder == "pets.v2" else f" (the file's name is the run's, and {folder!r} cannot name a run)"
+    assert told[-1] == f"wrote {file}{why}; now: sft-dist plan {file}"
+    config = parse.load(Path(file))
+    assert (config.run.name, config.data.root) == (file.removesuffix(".yaml"), str(here / folder))
+
+
 def test_a_name_that_would_be_refused_later_is_refused_before_writing(here: Path) -> None:
-    folder = photos(here / "my photos", {"train/cat": 4, "train/dog": 4})
-    with pytest.raises(ConfigError, match=r"'my photos' cannot name a folder.*--out"):
+    folder = photos(here / "фото", {"train/cat": 4, "train/dog": 4})
+    with pytest.raises(ConfigError, match=r"'фото' cannot name a folder.*--out"):
         draft.write(folder, None)
     (here / "runs" / "x").mkdir(parents=True)
     (here / "runs" / "x" / "notes.txt").touch()

@@ -19,11 +19,11 @@ from given import a_config
 from rich.console import Console
 from wandb_server import KEY, Server, serve
 
-from sft_dist import beside, mirror, parse, rundir
+from sft_dist import beside, finale, mirror, parse, rundir
 from sft_dist.config import Config
 from sft_dist.errors import ConfigError, InfrastructureError
 from sft_dist.rundir import RunDir
-from sft_dist.session import Record, first_line, let_go
+from sft_dist.session import Record, Session, first_line, let_go
 from sft_dist.steps import Steps
 
 
@@ -383,6 +383,36 @@ def test_what_cannot_be_drawn_keeps_no_step_back_and_a_model_that_is_wanted_late
         with pytest.raises(InfrastructureError, match="but not the model of the end: it is not exported: "):  # there is no checkpoint
             mirror.sync(run, 60)
         let_go()
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("pets-v1.2_a", "pets-v1.2_a"),
+        ("a" * 128, "a" * 128),
+        ("a" * 129, "a" * 119 + "-c12cb024"),
+        ("lr=0.1", "lr-0.1-f27540d9"),
+        ("lr+0.1", "lr-0.1-a90b8c9b"),
+        ("käfer", "k-fer-b000b344"),
+    ],
+)
+def test_wandb_takes_every_runs_name_for_its_model(name: str, told: str) -> None:
+    assert wandb.Artifact(finale.artifact_name(name), type="model").name == told
+
+
+@pytest.mark.dist
+def test_tables_that_an_offline_run_lacks_are_not_told_as_if_wandb_had_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunDir(given_runs.a_run(tmp_path / "small", given_runs.guesses([0]), track={"wandb": "offline"}))
+    (run.path / "wandb").mkdir()
+    monkeypatch.setattr(wandb.plot, "confusion_matrix", None)
+    session = Session(run, Record.of(run), "offline", 30)
+    session.conclude(a_row(4))
+    session.finish()
+    let_go()
+    assert session.trouble == (
+        f"W&B: the offline run has all steps, but not the tables of the end: 'NoneType' object is not callable; `sft-dist sync {run.path}` tries again"
+    )
+    assert list(offline_steps(run).values()) == [[4]]
 
 
 A_LOG_THAT_FAILS_ONCE = """

@@ -16,7 +16,7 @@ from sft_dist.compare import page as comparison
 from sft_dist.compare.noise import Difference, Spread
 from sft_dist.compare.verdicts import Choice, Comparison, Pair
 from sft_dist.history import reading
-from sft_dist.pages import words
+from sft_dist.pages import paper, words
 
 HOSTILE = "<img src=x onerror=alert(1)>\u202e\x1b[31m\n[bold]$x_1$ {{ 7*7 }}</script>\udcff"
 
@@ -96,6 +96,10 @@ def test_the_page_is_whole_fetches_nothing_and_runs_nothing(pages: dict[str, str
             assert str(attributes.get(name) or "data:").startswith("data:"), tag
     assert "default-src 'none'" in text
     text.encode("utf-8")
+
+
+def test_the_head_of_a_page_with_what_it_may_load_stands_in_one_template() -> None:
+    assert [path.name for path in paper.TEMPLATES.iterdir() if "Content-Security-Policy" in path.read_text()] == ["page.html"]
 
 
 def test_hostile_names_are_shown_as_they_are_and_obeyed_nowhere(pages: dict[str, str]) -> None:

@@ -1,11 +1,13 @@
 """Runs of W&B are read back as they were tracked: the same table as of their folders, and one sentence where W&B is not reached."""
 
+import errno
 import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -202,6 +204,21 @@ def test_a_word_becomes_a_filter_of_wandbs() -> None:
     assert (place.entity, place.project, place.run) == ("me", "pets", "abc")
     assert place.query == {"$and": [{"group": "a b"}, {"tags": "x"}, {"tags": "y"}, {"name": "abc"}]}
     assert remote.Place.parse("wandb:me/pets").query == {}
+
+
+def test_a_scratch_folder_that_wandb_still_writes_to_takes_no_answer_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(path: str, **_: object) -> None:
+        raise OSError(errno.ENOTEMPTY, "Directory not empty", path)
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with monkeypatch.context() as late, remote.asked("me/pets"):
+        assert Path(os.environ["WANDB_DIR"]).parent == tmp_path
+        late.setattr(os, "rmdir", busy)
+    assert "WANDB_DIR" not in os.environ
+    refused = pytest.raises(InfrastructureError, match="W&B does not answer for me/pets: no route")
+    with refused, monkeypatch.context() as late, remote.asked("me/pets"):
+        late.setattr(os, "rmdir", busy)
+        raise ConnectionError("no route")
 
 
 def test_a_project_is_found_by_its_name_whatever_the_name_is_in_an_address(tmp_path: Path) -> None:

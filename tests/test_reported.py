@@ -1,6 +1,11 @@
 """The end of a run writes its report, and nothing that happens to that can hurt the run."""
 
 import io
+import os
+import re
+import signal
+import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -75,6 +80,34 @@ def test_an_interrupt_ends_the_wait_for_wandb_and_not_the_run(tmp_path: Path) ->
 @pytest.mark.usefixtures("interrupting")
 def test_an_interrupt_ends_the_report_and_not_the_run(tmp_path: Path) -> None:
     assert told(a_whole_run(tmp_path / "run"), limit_s=30).startswith("the report is not complete: it was interrupted; ")
+
+
+@pytest.fixture
+def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is started beside the run hangs, and is not ended by being killed, as if a stuck disk held it."""
+    (tmp_path / "sitecustomize.py").write_text("import os, time\ntime.sleep(20)\nos._exit(0)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(subprocess.Popen, "kill", lambda _: None)
+    monkeypatch.setattr(beside, "KILLED_S", 0.5)
+
+
+@pytest.mark.usefixtures("held")
+@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # so it is, and the run has said so
+def test_a_process_that_does_not_go_when_it_is_killed_is_told_and_not_waited_for(tmp_path: Path) -> None:
+    run, screen = a_whole_run(tmp_path / "run"), io.StringIO()
+    with beside.mirrored(RunDir(run), Track(wandb="offline", limit_s=1), Console(file=screen, width=400)):
+        pass
+    troubles = {
+        "W&B: not everything was taken in 1 s": screen.getvalue(),
+        "the report is not complete: it took longer than report.limit_s = 1 s": told(run, limit_s=1),
+    }
+    for trouble, said in troubles.items():
+        found = re.match(rf"{trouble}, and process (\d+) does not go 0.5 s after it was killed: a disk or a device holds it; ", said)
+        assert found, said
+        os.kill(int(found[1]), signal.SIGKILL)
+    for thread in threading.enumerate():
+        if thread.name == "mirror":  # it listens to the first of the two
+            thread.join()
 
 
 def test_a_report_that_takes_too_long_is_ended(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from sft_dist import cli
 from sft_dist.errors import ConfigError
 from sft_dist.rundir import write_json
 from sft_dist.watch import screen
+from sft_dist.watch.sight import Ranks
 
 
 def test_a_run_in_its_midst_is_told_in_a_few_lines(tmp_path: Path) -> None:
@@ -79,6 +80,19 @@ def test_a_curve_in_a_line_goes_from_its_least_to_its_most(values: list[float], 
 @pytest.mark.parametrize(("numbers", "told"), [([0], "0"), ([0, 1, 2], "0-2"), ([0, 1, 3, 7, 8], "0-1 3 7-8")])
 def test_ranks_are_told_in_ranges(numbers: list[int], told: str) -> None:
     assert screen.together(numbers) == told
+
+
+@pytest.mark.parametrize(
+    ("longest_s", "told_s", "told"),
+    [
+        (0.25, 1.0, "for up to 0.2 s (told 1 s ago)"),
+        (118.5, 1.0, "for up to 118.5 s (told 1 s ago)"),
+        (299.0, 1.0, "silent for up to 0:05:00 (told 1 s ago)"),
+        (0.25, 600.0, "silent for up to 0:10:00 (told 600 s ago)"),
+    ],
+)
+def test_ranks_that_begin_nothing_for_two_minutes_are_called_silent(longest_s: float, told_s: float, told: str) -> None:
+    assert screen.ranks(Ranks("alpha", 17, "forward", (0, 1), longest_s, told_s)) == f"rank 0-1 on alpha: forward of step 17, {told}"
 
 
 def test_the_door_prints_a_run_once_and_ends(tmp_path: Path) -> None:

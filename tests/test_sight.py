@@ -168,6 +168,20 @@ def test_ranks_that_do_the_same_stand_together_with_how_long_they_have_done_it(t
     assert looked(run, NOON + 90).quiet_s == 91.0
 
 
+@pytest.mark.parametrize(("lasted_s", "state", "quiet_s"), [((300, 30), "running", 31.0), ((300, 180), "silent", 181.0)])
+def test_ranks_that_hang_under_a_live_agent_are_silent_since_the_last_of_them_moved(
+    tmp_path: Path, lasted_s: tuple[int, ...], state: str, quiet_s: float
+) -> None:
+    run = training(tmp_path / "a", 15)
+    node = an_agent(run, 1)
+    beats = {rank: asdict(Beat(100 + rank, 16, "exchange", int((1000 - lasted) * 1e9), 5)) for rank, lasted in enumerate(lasted_s)}
+    (node / "heartbeats.json").write_text(json.dumps({"time_ns": int(1000e9), "ranks": beats}))
+    aged(node / "heartbeats.json", NOON + 399)
+    aged(node.parent, NOON)
+    found = looked(run, NOON + 400)
+    assert (found.state, found.quiet_s, found.ranks[0].silent_s) == (state, quiet_s, 301.0)
+
+
 def test_rows_are_read_on_from_where_the_last_look_ended_and_a_half_line_waits(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     rows = Rows(path)

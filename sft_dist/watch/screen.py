@@ -88,9 +88,10 @@ def curves(sight: Sight, width: int) -> Iterator[str]:
 
 
 def ranks(group: Ranks) -> str:
-    """Who does what: `rank 0-3 on host: forward of step 17, for up to 0.2 s (told 1 s ago)`."""
+    """Who does what: `rank 0-3 on host: forward of step 17, for up to 0.2 s (told 1 s ago)`; of ranks that hang, how long they are silent."""
     doing = f"{group.phase} of step {group.step}" if group.step else group.phase
-    return f"rank {together(group.ranks)} on {group.host}: {doing}, for up to {group.longest_s:.1f} s (told {group.told_s:.0f} s ago)"
+    lasting = f"silent for up to {words.duration(group.silent_s)}" if group.silent_s else f"for up to {group.longest_s:.1f} s"
+    return f"rank {together(group.ranks)} on {group.host}: {doing}, {lasting} (told {group.told_s:.0f} s ago)"
 
 
 def together(numbers: Sequence[int]) -> str:

@@ -10,9 +10,10 @@ from statistics import median
 from typing import Any
 
 from sft_dist import attempts
-from sft_dist.attempts import Attempt
+from sft_dist.attempts import Attempt, Node
 from sft_dist.history import curves, reading
 from sft_dist.history.records import is_number, printable
+from sft_dist.pulse import Beat
 from sft_dist.rundir import STEP, RunDir, read_json
 from sft_dist.schedule import marks
 from sft_dist.watch.rows import HEADS, Rows, whole
@@ -32,6 +33,11 @@ class Ranks:
     ranks: tuple[int, ...]
     longest_s: float
     told_s: float
+
+    @property
+    def silent_s(self) -> float:
+        """Since the first of them began what it does, if that is long enough for a sign to be missed; else 0."""
+        return since if (since := self.longest_s + self.told_s) >= QUIET_S else 0.0
 
 
 @dataclass(frozen=True)
@@ -182,13 +188,12 @@ def _evaluation_s(rows: Sequence[Mapping[str, Any]], landed: Sequence[tuple[int,
 
 def _ranks(attempt: Attempt, now: float) -> Iterator[Ranks]:
     for node in attempt.nodes:
-        told_s = max(0.0, now - (_touched(attempts.node_folder(attempt.path, node.index) / "heartbeats.json") or now))
+        told_s = max(0.0, now - (_told(attempt, node) or now))
         same: dict[tuple[int, str], list[int]] = {}
         for rank, beat in sorted(node.beats.items()):
             same.setdefault((beat.step, printable(beat.phase)), []).append(rank)
         for (step, phase), ranks in same.items():
-            longest_ns = node.beaten_ns - min(node.beats[rank].since_ns for rank in ranks)  # both by the node's own clock
-            longest_s = min(max(0, longest_ns), LONGEST_NS) / 1e9
+            longest_s = max(_lasted_s(node, node.beats[rank]) for rank in ranks)
             yield Ranks(printable(str(node.about.get("host", f"node {node.index}"))), step, phase, tuple(ranks), longest_s, told_s)
 
 
@@ -200,8 +205,23 @@ def _last_attempt(run: RunDir) -> Attempt | None:
 
 
 def _sign_of_life(run: RunDir, attempt: Attempt | None) -> float:
-    beats = [attempts.node_folder(attempt.path, node.index) / "heartbeats.json" for node in attempt.nodes] if attempt else []
-    return max([reading.touched(run.path), *(_touched(path) or 0.0 for path in (*beats, *([attempt.path] if attempt else [])))])
+    """When the run last wrote, or a rank last began a phase: that an agent writes says nothing of ranks that hang."""
+    if not attempt:
+        return reading.touched(run.path)
+    begun = [
+        (_told(attempt, node) or 0.0) - min((_lasted_s(node, beat) for beat in node.beats.values()), default=0.0) for node in attempt.nodes
+    ]
+    return max(reading.touched(run.path), _touched(attempt.path) or 0.0, *begun)
+
+
+def _told(attempt: Attempt, node: Node) -> float | None:
+    """When a node's agent last wrote what its ranks do, by the clock of whoever keeps the files."""
+    return _touched(attempts.node_folder(attempt.path, node.index) / "heartbeats.json")
+
+
+def _lasted_s(node: Node, beat: Beat) -> float:
+    """How long a rank was in its phase when its agent last wrote; both by the node's own clock."""
+    return min(max(0, node.beaten_ns - beat.since_ns), LONGEST_NS) / 1e9
 
 
 def _curve(rows: Sequence[Mapping[str, Any]], name: str) -> list[float]:
