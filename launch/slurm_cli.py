@@ -64,7 +64,7 @@ def submit(config: Path, overrides: tuple[str, ...], dry_run: bool, **wishes: An
     run = RunDir(RunDir.of(settings).path.absolute())
     texts.check(wanted, run.path, os.environ)
     procs = texts.processes(settings, wanted)
-    local.checked(config, overrides, os.environ, wanted.nodes * procs)
+    local.checked(config, overrides, os.environ, procs, wanted.nodes)
     if done := rundir.finished(settings):
         click.echo("\n".join(["this run is finished; a longer train.duration goes on from its end", *rundir.summary(done)]))
         return
