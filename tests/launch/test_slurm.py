@@ -372,6 +372,13 @@ def test_the_state_of_a_job_that_slurm_forgot_is_told_from_the_folder(config: Pa
     assert lines[-1].strip() == "it has not begun yet"
 
 
+def test_what_somebody_elses_job_runs_drives_no_terminal_however_long_the_line(config: Path) -> None:
+    run = rundir.create(settings(config))
+    told = f"job 12 is no longer that of {run.path}: the number was given anew, and is 'a', which runs {'/long' * 20}\x1b[2J.sh"
+    [job, *_] = follow.status(Found(run, "12", stranger=told))
+    assert job.endswith("/long/long\\x1b[2J.sh")
+
+
 def test_rows_of_metrics_that_are_none_are_passed_over(config: Path) -> None:
     run = rundir.create(settings(config))
     (run.path / "attempts" / "1").mkdir()
