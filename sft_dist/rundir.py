@@ -5,7 +5,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,9 @@ def create(config: Config) -> RunDir:
 
 def begun(run: RunDir) -> bool:
     """Whether there is a checkpoint to go on from, so that the pretrained weights are no longer needed."""
-    return any(run.checkpoints.glob(f"step-*/{manifest.NAME}"))
+    with suppress(OSError):  # a folder that cannot be looked at: `check` says so
+        return any(run.checkpoints.glob(f"step-*/{manifest.NAME}"))
+    return False
 
 
 def finished(config: Config) -> RunDir | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from given import a_config
 
-from sft_dist import parse, refuse
+from sft_dist import parse, preflight, refuse
 from sft_dist.errors import ConfigError, MachineError, SftError
 from sft_dist.plan import World
 from sft_dist.refuse import check
@@ -295,6 +295,16 @@ def test_problems_of_all_rooms_are_told_together(tmp_path: Path) -> None:
     assert done.returncode == 2
     for part in ("lost.pth", "data.root = 'nowhere'", "run.expect_world = 3"):
         assert part in done.stderr
+
+
+def test_what_the_system_does_not_let_us_look_at_is_refused_once_and_not_by_a_traceback(tmp_path: Path) -> None:
+    name = 300 * "a"
+    with pytest.raises(MachineError) as error:
+        preflight.check(a_config(run__dir=str(tmp_path), run__name=name), ONE, EMPTY)
+    assert error.value.problems == (f"cannot look at {tmp_path / name}: File name too long",)
+    with pytest.raises(MachineError) as error:
+        preflight.check(a_config(run__dir=str(tmp_path), data__name="folder", data__root=name), ONE, EMPTY)
+    assert error.value.problems == (f"cannot look at {name}: File name too long",)
 
 
 def test_a_rank_that_is_no_number_is_refused_in_a_sentence_and_not_by_a_traceback(tmp_path: Path) -> None:
