@@ -10,7 +10,7 @@ from launch.advice import advice, command, stack_of
 from launch.causes import last_sign, peer
 from launch.losses import Losses, ended_ns, is_last, losses
 from launch.verdict import IN_A_ROW, WORDS, Verdict, judge
-from launch.words import cut, groups, moment, plain, ranks, rows, wrapped
+from launch.words import counted, cut, groups, moment, plain, ranks, rows, wrapped
 from sft_dist import attempts
 from sft_dist.attempts import Attempt, Failure
 from sft_dist.errors import ConfigError
@@ -43,13 +43,10 @@ def look(run: RunDir, number: int | None = None, now_ns: int | None = None, over
     if number not in there:
         raise ConfigError(f"{run.path} has no attempt {number}; it has {there[0]} to {there[-1]}")
     before = [attempts.read(run, each) for each in [each for each in there if each <= number][-RECENT:]]
-    if number == there[-1]:
-        latest = run.pointed_to("latest")
-        step = int(latest.name.removeprefix("step-")) if latest else 0
-    else:
-        step = attempts.read(run, there[there.index(number) + 1]).about.get("from_step", 0)
+    after = there[there.index(number) + 1 :]
+    latest = attempts.read(run, after[0]).about.get("from_step", 0) if after else run.saved_step
     now_ns = (time.time_ns() if now_ns is None else now_ns) + over * LONG_AFTER_NS
-    return judge(before, now_ns, step, read_json(run.outcome))
+    return judge(before, now_ns, latest, read_json(run.outcome))
 
 
 def screen(run: RunDir, verdict: Verdict, everything: bool = False) -> list[str]:
@@ -91,7 +88,7 @@ def to_json(run: RunDir, verdict: Verdict) -> dict[str, Any]:
 def _headline(run: RunDir, verdict: Verdict) -> str:
     attempt = verdict.attempt
     nodes, procs = attempt.about.get("nodes"), attempt.about.get("procs")
-    size = f"{nodes} node{'s' * (nodes != 1)} x {procs} process{'es' * (procs != 1)}"
+    size = f"{counted(nodes)} x {procs} process{'es' * (procs != 1)}"
     started = f", {size}, {attempt.about.get('launcher', 'no launcher')}" if nodes else ""
     words = WORDS[verdict.cause]
     if verdict.cause == "saved" and verdict.asked:
