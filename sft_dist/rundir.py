@@ -192,7 +192,7 @@ def write_atomically(path: Path, text: str | Iterable[str]) -> None:
     with writing(path):
         fresh = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            with fresh.open("w") as file:
+            with fresh.open("w", encoding="utf-8") as file:
                 file.writelines([text] if isinstance(text, str) else text)
             fsync(fresh)
             fresh.replace(path)

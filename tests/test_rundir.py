@@ -1,6 +1,7 @@
 """The folder of a run: one owner at a time, never another run's, no half-written file, no step twice."""
 
 import json
+import os
 import stat
 import subprocess
 import sys
@@ -219,6 +220,16 @@ def test_a_process_killed_while_it_writes_leaves_the_old_text_or_the_new_one(tmp
     writer.wait()
     writer.stdout.close()
     assert path.read_text() in ("a" * 200_000, "b" * 200_000)
+
+
+def test_text_is_written_in_utf_8_whatever_the_machines_locale(tmp_path: Path) -> None:
+    """A config is read back as UTF-8, on any machine."""
+    write = f"from pathlib import Path; from sft_dist import rundir; rundir.write_atomically(Path({str(tmp_path / 'a')!r}), '\\xe9')"
+    ascii_alone = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run(
+        [sys.executable, "-c", write], cwd=Path(__file__).parent.parent, env={**os.environ, **ascii_alone}, check=True, timeout=60
+    )
+    assert (tmp_path / "a").read_bytes() == b"\xc3\xa9"
 
 
 def test_writing_leaves_no_other_file_behind(tmp_path: Path) -> None:
