@@ -47,7 +47,7 @@ def run(config: Path, overrides: tuple[str, ...], procs: int | None, nodes: int,
         raise ConfigError(f"--nodes {nodes} on one machine needs --simulate; on several machines use slurm/finetune.sh")
     settings, each = local.checked(config, overrides, os.environ, procs, nodes)
     if done := rundir.finished(settings):
-        click.echo("\n".join(["this run is finished; a longer train.duration goes on from its end", *rundir.summary(done)]))
+        click.echo("\n".join(rundir.told_again(done)))
         return
     where = ["--procs", str(each), *(["--nodes", str(nodes), "--simulate"] if simulate else [])]
     again = ["sft-launch", "run", *where, str(config), *overrides]
@@ -76,7 +76,7 @@ def begin(config: Path, overrides: tuple[str, ...], nodes: int, procs: int, laun
     overrides = parse.named(config, overrides, os.environ)
     settings, _ = local.checked(config, overrides, os.environ, procs, nodes, os.environ.get("SFT_EXPECT_WORLD", ""))
     if done := rundir.finished(settings):
-        click.echo("\n".join(["this run is finished; a longer train.duration goes on from its end", *rundir.summary(done)]), err=True)
+        click.echo("\n".join(rundir.told_again(done)), err=True)
         return
     run = rundir.RunDir.of(settings)
     told = whose.command_of(run, plans.job_number(os.environ), software.REPOSITORY)

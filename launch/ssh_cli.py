@@ -34,7 +34,7 @@ def ssh(config: Path, overrides: tuple[str, ...], procs: int | None, dry_run: bo
     nodes = len(way.hosts)
     settings, each = local.checked(config, overrides, os.environ, procs, nodes)
     if done := rundir.finished(settings):
-        click.echo("\n".join(["this run is finished; a longer train.duration goes on from its end", *rundir.summary(done)]))
+        click.echo("\n".join(rundir.told_again(done)))
         return
     again = ["sft-launch", "ssh", "-H", wishes["hosts"], "--procs", str(each), *_chosen(wishes), str(config), *overrides]
     head = wishes["head"] or way.head()

@@ -38,7 +38,7 @@ def train(pulse: Pulse, config: Path, overrides: tuple[str, ...]) -> None:
     preflight.check(settings, world, os.environ)
     if done := rundir.finished(settings):
         if world.rank == 0:
-            click.echo("\n".join(["this run is finished; a longer train.duration goes on from its end", *rundir.summary(done)]))
+            click.echo("\n".join(rundir.told_again(done)))
         return
     gc.disable()  # reading torch leaves no garbage, and looking for it would take a sixth of the time
 

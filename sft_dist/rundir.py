@@ -131,6 +131,11 @@ def finished(config: Config) -> RunDir | None:
     return run if (made.train.duration, made.stop, made.eval.test) == (config.train.duration, config.stop, config.eval.test) else None
 
 
+def told_again(run: RunDir) -> list[str]:
+    """What whoever starts a finished run is told."""
+    return ["this run is finished; a longer train.duration goes on from its end", *summary(run)]
+
+
 def summary(run: RunDir) -> list[str]:
     """The scores of a run, a line for each of best, last and test."""
     lines = []
