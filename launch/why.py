@@ -10,7 +10,7 @@ from launch.advice import advice, command, stack_of
 from launch.causes import last_sign, peer
 from launch.losses import Losses, ended_ns, is_last, losses
 from launch.verdict import IN_A_ROW, WORDS, Verdict, judge
-from launch.words import counted, cut, groups, moment, plain, ranks, rows, wrapped
+from launch.words import cut, groups, moment, plain, ranks, rows, wrapped
 from sft_dist import attempts
 from sft_dist.attempts import Attempt, Failure
 from sft_dist.errors import ConfigError
@@ -88,7 +88,7 @@ def to_json(run: RunDir, verdict: Verdict) -> dict[str, Any]:
 def _headline(run: RunDir, verdict: Verdict) -> str:
     attempt = verdict.attempt
     nodes, procs = attempt.about.get("nodes"), attempt.about.get("procs")
-    size = f"{counted(nodes)} x {procs} process{'es' * (procs != 1)}"
+    size = f"{nodes} node{'s' * (nodes != 1)} x {procs} process{'es' * (procs != 1)}"
     started = f", {size}, {attempt.about.get('launcher', 'no launcher')}" if nodes else ""
     words = WORDS[verdict.cause]
     if verdict.cause == "saved" and verdict.asked:
