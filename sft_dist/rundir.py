@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import secrets
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -109,7 +110,7 @@ def create(config: Config) -> RunDir:
             run.path.chmod(mode)
         probe = run.path / f".probe-{os.getpid()}"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise MachineError(f"run.dir = {config.run.dir!r}: cannot write to {run.path}: {error.strerror or error}") from error
     return run
@@ -195,7 +196,7 @@ def to_json(content: Mapping[str, Any]) -> str:
 def write_atomically(path: Path, text: str | Iterable[str]) -> None:
     """Replace a file so that every reader, and every crash, sees the old text or the new one, whole; pieces of text are streamed."""
     with writing(path):
-        fresh = path.with_name(f".{path.name}.{os.getpid()}")
+        fresh = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")  # in containers many processes have one number
         try:
             with fresh.open("w", encoding="utf-8") as file:
                 file.writelines([text] if isinstance(text, str) else text)
