@@ -193,8 +193,8 @@ def test_a_job_is_a_run_s_only_if_it_runs_its_snapshot_also_through_a_link(confi
     assert whose.stranger(shown(run.path.absolute()), RunDir(Path("link"))) is None
     told = whose.stranger(shown(Path("/runs/other")), run)
     assert told == f"job 77 is no longer that of {run.path}: the number was given anew, and makes /runs/other"
-    by_hand = Job("77", "RUNNING", name="x", command="/home/you/train.sh")
-    assert str(whose.stranger(by_hand, run)).endswith("the number was given anew, and is 'x', which runs /home/you/train.sh")
+    by_hand = Job("77", "RUNNING", name="x", command="/home/you/train.sh \x1b[2J")
+    assert str(whose.stranger(by_hand, run)).endswith("the number was given anew, and is 'x', which runs /home/you/train.sh \\x1b[2J")
     assert whose.stranger(Job("77", "COMPLETED", name="x"), run) is None  # the accounting knows no command
     assert whose.stranger(Job("77", "COMPLETED", name="y"), run) is not None
 
