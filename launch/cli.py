@@ -45,11 +45,10 @@ def run(config: Path, overrides: tuple[str, ...], procs: int | None, nodes: int,
     overrides = parse.named(config, overrides, os.environ)
     if nodes > 1 and not simulate:
         raise ConfigError(f"--nodes {nodes} on one machine needs --simulate; on several machines use slurm/finetune.sh")
-    settings, size = local.checked(config, overrides, os.environ, procs and procs * nodes)
+    settings, each = local.checked(config, overrides, os.environ, procs, nodes)
     if done := rundir.finished(settings):
-        click.echo("\n".join(["this run is finished; a longer train.duration goes on from its end", *rundir.summary(done)]))
+        click.echo("\n".join(rundir.told_again(done)))
         return
-    each = procs or size
     where = ["--procs", str(each), *(["--nodes", str(nodes), "--simulate"] if simulate else [])]
     again = ["sft-launch", "run", *where, str(config), *overrides]
     folder = local.would_begin(settings) if dry_run else local.begin(settings, nodes, each, "sft-launch run", again)
@@ -75,9 +74,9 @@ def begin(config: Path, overrides: tuple[str, ...], nodes: int, procs: int, laun
     from sft_dist import parse, rundir
 
     overrides = parse.named(config, overrides, os.environ)
-    settings, _ = local.checked(config, overrides, os.environ, nodes * procs, os.environ.get("SFT_EXPECT_WORLD", ""))
+    settings, _ = local.checked(config, overrides, os.environ, procs, nodes, os.environ.get("SFT_EXPECT_WORLD", ""))
     if done := rundir.finished(settings):
-        click.echo("\n".join(["this run is finished; a longer train.duration goes on from its end", *rundir.summary(done)]), err=True)
+        click.echo("\n".join(rundir.told_again(done)), err=True)
         return
     run = rundir.RunDir.of(settings)
     told = whose.command_of(run, plans.job_number(os.environ), software.REPOSITORY)

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from launch.symptoms import ALONE, TOGETHER, Finding, Report, nodes, rate, size
-from launch.words import plain
+from launch.words import aligned, counted, plain
 
 HOST = 24
 
@@ -44,18 +44,18 @@ def faulty(reports: Sequence[Report], found: Sequence[Finding]) -> list[str]:
 def screen(reports: Sequence[Report], found: Sequence[Finding]) -> list[str]:
     """A table of the nodes, what is wrong, and what to type next."""
     heads = ["node", "host", "CPUs", "GPUs", "disk free", "shm", "clock", "gloo", "nccl", "code"]
-    lines = _aligned([heads, *(_row(report) for report in reports)])
+    lines = aligned([heads, *(_row(report) for report in reports)])
     for wrong, label in ((True, "wrong"), (False, "remark")):
         for told in dict.fromkeys(each.told for each in found if each.wrong == wrong):
             lines.append(f"{label}: {nodes(_of(told, reports, found))}: {told}")
     ill = {each.node for each in found if each.wrong}
     if not ill:
-        return [plain(line) for line in [*lines, f"nothing wrong on {_counted(len(reports))}"]]
+        return [plain(line) for line in [*lines, f"nothing wrong on {counted(len(reports))}"]]
     if out := faulty(reports, found):
         lines.append(f"leave out what is at fault: sbatch --exclude={','.join(out)}")
     elif len(reports) > 1:
         lines.append("no node to leave out: it is wrong on all of them, or two only differ and either may be the odd one")
-    lines.append(f"something is wrong on {len(ill)} of {_counted(len(reports))}; mend it or leave it out, then run sft-launch doctor again")
+    lines.append(f"something is wrong on {len(ill)} of {counted(len(reports))}; mend it or leave it out, then run sft-launch doctor again")
     return [plain(line) for line in lines]
 
 
@@ -80,10 +80,6 @@ def _of(told: str, reports: Sequence[Report], found: Sequence[Finding]) -> list[
     return [report for report in reports if report.node in about]
 
 
-def _counted(number: int) -> str:
-    return f"{number} node{'s' * (number != 1)}"
-
-
 def _row(report: Report) -> list[str]:
     if not report.software:
         return [str(report.node), _short(report.host), *["-"] * 8]
@@ -96,8 +92,3 @@ def _row(report: Report) -> list[str]:
 def _short(host: str) -> str:
     """For the table; the lines below it have the whole name."""
     return host if len(host) <= HOST else f"{host[: HOST - 2]}.."
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -22,6 +22,7 @@ from launch.nodes import Place
 from launch.patience import COME_S, STEP_S, LateError, within
 from launch.symptoms import Report
 from launch.ward import HeadLostError, Ward, meet
+from launch.words import counted
 from sft_dist.errors import ConfigError, MachineError, SftError
 
 CACHED_S = 10.0
@@ -144,7 +145,7 @@ def _reduced(ward: Ward, report: Report) -> None:
         while size != len(ward.present):
             size = len(ward.present)
             problems: list[str] = []
-            step = f"reducing by {backend} over {_counted(size)}"
+            step = f"reducing by {backend} over {counted(size)}"
             more_s = ward.limit_s + 2 * size  # each wait in it is bounded by one limit; who fails at once waits for those that wait
             rates = _bounded(ward.limit_s + more_s, step, lambda: _reduce(ward, backend, device, problems), problems) or {}  # noqa: B023
             told = replace(report, rates={**report.rates, **rates}, problems=[*report.problems, *problems])
@@ -170,7 +171,7 @@ def _reduce(ward: Ward, backend: str, device: torch.device, problems: list[str])
             everyone = torch.ones(FLOATS, device=device)
             dist.all_reduce(everyone)
             if float(everyone[-1]) != size:
-                problems.append(f"{backend}: an all-reduce of ones over {_counted(size)} gave {float(everyone[-1])}")
+                problems.append(f"{backend}: an all-reduce of ones over {counted(size)} gave {float(everyone[-1])}")
                 return {}
             speeds = []
             for pair in sorted({tuple(sorted((one, (one + 1) % size))) for one in range(size) if size > 1}):
@@ -182,10 +183,6 @@ def _reduce(ward: Ward, backend: str, device: torch.device, problems: list[str])
         problems.append(f"{backend}: {(str(error).splitlines() or ['failed'])[0]}")
         return {}
     return {backend: max(speeds)} if speeds else {}
-
-
-def _counted(number: int) -> str:
-    return f"{number} node{'s' * (number != 1)}"
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 from launch import queue, why
 from launch.jobs import FORGOTTEN, Job
 from launch.whose import Found
-from launch.words import cut, rows
+from launch.words import plain, rows
 from sft_dist import attempts
 from sft_dist.errors import ConfigError
 from sft_dist.rundir import RunDir, read_json, read_rows
@@ -24,7 +24,7 @@ def status(found: Found) -> list[str]:
         if found.run
         else rows("run", ["not known: this job was not submitted by sft-launch; name its folder instead"])
     )
-    return [cut(line) if len(line) < 100 else line for line in lines]
+    return [plain(line) for line in lines]
 
 
 def log_files(run: RunDir | None, job_log: Path | None, rank: int | None, attempt: int | None) -> list[Path]:

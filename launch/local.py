@@ -23,16 +23,18 @@ WARNING_S = 600.0
 """What slurm/finetune.sh asks for before the time limit (--signal=B:USR1@600); a flag of sbatch may say otherwise, which no job can see."""
 
 
-def checked(config: Path, overrides: tuple[str, ...], env: Mapping[str, str], world: int | None, expected: str = "") -> tuple[Config, int]:
-    """The config and the world of a start, after every refusal that needs no torch.
+def checked(
+    config: Path, overrides: tuple[str, ...], env: Mapping[str, str], procs: int | None, nodes: int = 1, expected: str = ""
+) -> tuple[Config, int]:
+    """The config and the processes of a node, after every refusal that needs no torch.
 
-    world: None for one process a GPU of this machine. expected: SFT_EXPECT_WORLD as the ranks will find it, where this start does not set it.
+    procs: None for one process a GPU of this machine. expected: SFT_EXPECT_WORLD as the ranks will find it, where this start does not set it.
     """
     plans.plain([str(config), *overrides])
     settings = parse.load(config, overrides)
-    size = world or plans.processes_here(settings, env)
-    preflight.check(settings, World(size=size, local_size=size), {**env, "SFT_EXPECT_WORLD": expected})
-    return settings, size
+    each = procs or plans.processes_here(settings, env)
+    preflight.check(settings, World(size=nodes * each, local_size=each), {**env, "SFT_EXPECT_WORLD": expected})
+    return settings, each
 
 
 def begin(config: Config, nodes: int, procs: int, launcher: str, command: list[str], job: Mapping[str, str] | None = None) -> Path:

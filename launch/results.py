@@ -3,7 +3,7 @@
 import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from launch import queue, why
 from launch.jobs import Job
 from launch.verdict import WORDS
-from launch.words import cut, numbered, plain
+from launch.words import aligned, cut, numbered, plain
 from sft_dist import attempts, parse
 from sft_dist.config import Config
 from sft_dist.errors import ConfigError
@@ -106,13 +106,13 @@ def text(table: Table) -> list[str]:
     header = ["task", "run", "state", "step", table.headline, "at step", *(["test"] if _tested(table) else []), *keys]
     rows = [_cells(line, _tested(table)) for line in table.lines]
     told = [f"{plain(str(table.folder))}: {table.done} of {len(table.lines)} done; best {table.headline} first", ""]
-    told += _aligned([header, *rows])
+    told += aligned([header, *rows])
     if groups := over_seeds(table):
         header = ["runs", f"mean {table.headline}", "lowest", "highest", *groups[0].varied]
         means = [
             [str(each.runs), *map(_score, (each.mean, each.lowest, each.highest)), *map(_value, each.varied.values())] for each in groups
         ]
-        told += ["", "over train.seed:", *_aligned([header, *means])]
+        told += ["", "over train.seed:", *aligned([header, *means])]
     return told
 
 
@@ -217,8 +217,3 @@ def _score(value: float | None) -> str:
 def _value(value: object) -> str:
     told = plain(value if isinstance(value, str) else json.dumps(value))
     return told if len(told) <= WIDEST else f"{told[: WIDEST - 3]}..."
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -128,8 +128,8 @@ def typed(config: Path, overrides: Sequence[str], wishes: Wishes, verb: Sequence
     """The command line that submits the same again; what is added to its end changes the config."""
     asked = {"nodes": wishes.nodes, "procs": wishes.procs, "time": wishes.time, "partition": wishes.partition}
     asked |= {"account": wishes.account, "gpus-per-node": wishes.gpus_per_node}
-    flags = [f"--{name}={value}" for name, value in asked.items() if value is not None]
-    return ["sft-launch", "slurm", *verb, *flags, *(f"--sbatch={flag}" for flag in wishes.others), str(config), *overrides]
+    given = [f"--{name}={value}" for name, value in asked.items() if value is not None]
+    return ["sft-launch", "slurm", *verb, *given, *(f"--sbatch={flag}" for flag in wishes.others), str(config), *overrides]
 
 
 def describe(job: Submission, env: Mapping[str, str], files: Mapping[str, bytes]) -> list[str]:

@@ -64,9 +64,9 @@ def submit(config: Path, overrides: tuple[str, ...], dry_run: bool, **wishes: An
     run = RunDir(RunDir.of(settings).path.absolute())
     texts.check(wanted, run.path, os.environ)
     procs = texts.processes(settings, wanted)
-    local.checked(config, overrides, os.environ, wanted.nodes * procs)
+    local.checked(config, overrides, os.environ, procs, wanted.nodes)
     if done := rundir.finished(settings):
-        click.echo("\n".join(["this run is finished; a longer train.duration goes on from its end", *rundir.summary(done)]))
+        click.echo("\n".join(rundir.told_again(done)))
         return
     files = snapshot.contents(software.REPOSITORY, config, parse.to_yaml(settings))
     python = os.environ.get("SFT_PYTHON") or sys.executable
@@ -151,9 +151,8 @@ def logs(told: str, rank: int | None, attempt: int | None, text: str | None) -> 
     from sft_dist.rundir import RunDir
 
     if sweep := arrays.find(told, os.environ):
-        raise ConfigError(
-            f"{told} is a whole sweep; name one of its runs, like {sweep.run(0).path}, or one of its tasks, like {sweep.job}_0"
-        )
+        task = f", or one of its tasks, like {sweep.job}_0" if sweep.job else ""
+        raise ConfigError(f"{told} is a whole sweep; name one of its runs, like {sweep.run(0).path}{task}")
     run = RunDir(Path(told)) if Path(told).is_dir() else None
     log = whose.log_of(run) if run else None
     if run is None or (log is None and rank is None and attempt is None):  # else Slurm need not be asked

@@ -32,11 +32,10 @@ def ssh(config: Path, overrides: tuple[str, ...], procs: int | None, dry_run: bo
     way = Way.of(wishes["ssh"], wishes["hosts"])
     plans.plain([text for text in (wishes["python"], wishes["head"]) if text])
     nodes = len(way.hosts)
-    settings, size = local.checked(config, overrides, os.environ, procs and procs * nodes)
+    settings, each = local.checked(config, overrides, os.environ, procs, nodes)
     if done := rundir.finished(settings):
-        click.echo("\n".join(["this run is finished; a longer train.duration goes on from its end", *rundir.summary(done)]))
+        click.echo("\n".join(rundir.told_again(done)))
         return
-    each = procs or size
     again = ["sft-launch", "ssh", "-H", wishes["hosts"], "--procs", str(each), *_chosen(wishes), str(config), *overrides]
     head = wishes["head"] or way.head()
     if not dry_run:

@@ -59,9 +59,7 @@ def commands(visit: Visit, simulate: bool, env: Mapping[str, str]) -> list[list[
     """One command a node, or srun's one for all of them. Raises ConfigError where several nodes cannot be reached from here."""
     if simulate or "SLURM_JOB_ID" not in env:
         if visit.nodes > 1 and not simulate:
-            line = shlex.join(node_command(replace(visit, head="ADDRESS", port=visit.port or 23456, token=""))).replace(
-                "ADDRESS", "ADDRESS_OF_NODE_0"
-            )
+            line = shlex.join(node_command(replace(visit, head="ADDRESS_OF_NODE_0", port=visit.port or 23456, token="")))
             raise ConfigError(
                 [
                     f"--nodes {visit.nodes} needs --simulate, or an allocation of Slurm (salloc --nodes={visit.nodes}); by hand, on each node k:"

@@ -9,6 +9,7 @@ from typing import Any
 
 from launch import flags, jobs, queue, slurm
 from launch.jobs import NUMBER, Job
+from launch.words import plain
 from sft_dist import attempts
 from sft_dist.errors import ConfigError, MachineError
 from sft_dist.rundir import RunDir, read_json
@@ -76,7 +77,7 @@ def stranger(job: Job, run: RunDir) -> str | None:
     """Why a job is not the one of this number that the run's folder knows; None if it is."""
     if _same(job, run, _recorded(run, job.number)):
         return None
-    now = f"makes {job.run}" if job.run else f"is {job.name!r}" + (f", which runs {job.command}" if job.command else "")
+    now = f"makes {job.run}" if job.run else f"is {job.name!r}" + (f", which runs {plain(job.command)}" if job.command else "")
     return f"job {job.number} is no longer that of {run.path}: the number was given anew, and {now}"
 
 

@@ -43,13 +43,10 @@ def look(run: RunDir, number: int | None = None, now_ns: int | None = None, over
     if number not in there:
         raise ConfigError(f"{run.path} has no attempt {number}; it has {there[0]} to {there[-1]}")
     before = [attempts.read(run, each) for each in [each for each in there if each <= number][-RECENT:]]
-    if number == there[-1]:
-        latest = run.pointed_to("latest")
-        step = int(latest.name.removeprefix("step-")) if latest else 0
-    else:
-        step = attempts.read(run, there[there.index(number) + 1]).about.get("from_step", 0)
+    after = there[there.index(number) + 1 :]
+    latest = attempts.read(run, after[0]).about.get("from_step", 0) if after else run.saved_step
     now_ns = (time.time_ns() if now_ns is None else now_ns) + over * LONG_AFTER_NS
-    return judge(before, now_ns, step, read_json(run.outcome))
+    return judge(before, now_ns, latest, read_json(run.outcome))
 
 
 def screen(run: RunDir, verdict: Verdict, everything: bool = False) -> list[str]:

@@ -34,6 +34,16 @@ def rows(label: str, lines: Sequence[str]) -> list[str]:
     return [f"{label if not index else '':>11}  {line}" for index, line in enumerate(lines)]
 
 
+def aligned(table: Sequence[Sequence[str]]) -> list[str]:
+    """The rows of a table, each cell as wide as the widest of its column."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+
+
+def counted(nodes: int) -> str:
+    return f"{nodes} node{'s' * (nodes != 1)}"
+
+
 def groups(beats: Mapping[int, Beat]) -> list[tuple[str, Beat]]:
     """Ranks that are at the same place, together; since the first of them came there."""
     places: dict[tuple[int, str], list[int]] = {}

@@ -32,13 +32,13 @@ def train(pulse: Pulse, config: Path, overrides: tuple[str, ...]) -> None:
     """Train CONFIG, or go on with it where its run folder left off."""
     from sft_dist import parse, plan, preflight, rundir
 
-    guard.start(pulse, int(os.environ.get("RANK", "0")))
-    settings = parse.load(config, parse.named(config, overrides, os.environ))
     world = plan.World.from_env(os.environ)
+    guard.start(pulse, world.rank)
+    settings = parse.load(config, parse.named(config, overrides, os.environ))
     preflight.check(settings, world, os.environ)
     if done := rundir.finished(settings):
         if world.rank == 0:
-            click.echo("\n".join(["this run is finished; a longer train.duration goes on from its end", *rundir.summary(done)]))
+            click.echo("\n".join(rundir.told_again(done)))
         return
     gc.disable()  # reading torch leaves no garbage, and looking for it would take a sixth of the time
 

@@ -80,7 +80,7 @@ def _record(error: BaseException, code: int, pulse: Pulse) -> None:
     """Leave the error where torchrun's agent looks for it, so that its summary names rank, type and message; and in the attempt's folder."""
     from sft_dist import attempts  # the config with it, which `--help` must not build
 
-    rank, node = int(os.environ.get("RANK", "0")), int(os.environ.get("GROUP_RANK", "0"))
+    rank, node = _told("RANK"), _told("GROUP_RANK")
     cause = error.__cause__ if isinstance(error, click.exceptions.Abort) else None  # click's word for a KeyboardInterrupt
     failure = attempts.failure_of(cause or error, code, rank, pulse.beat, node)
     try:
@@ -91,3 +91,9 @@ def _record(error: BaseException, code: int, pulse: Pulse) -> None:
             attempts.write_failure(pulse.attempt, failure)
     except (OSError, SftError) as problem:  # on a full disk the error itself still reaches the screen
         click.echo(f"sft-dist: the error could not be recorded: {problem}", err=True)
+
+
+def _told(variable: str) -> int:
+    """A number from the launcher; 0 where there is none, or what `World.from_env` refuses: the error that is recorded may be just that."""
+    told = os.environ.get(variable, "")
+    return int(told) if told.isdecimal() else 0

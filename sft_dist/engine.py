@@ -1,4 +1,4 @@
-"""The machine: processes, device, precision, and every collective. The only room that knows Accelerate."""
+"""The machine: processes, device, precision, and every collective. With `sharding` the only room that knows Accelerate."""
 
 import hashlib
 import os

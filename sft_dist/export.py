@@ -1,4 +1,4 @@
-"""A checkpoint made ready for elsewhere: one file of weights, what goes before the model, and ten lines of plain torchvision that use it."""
+"""A checkpoint made ready for elsewhere: one file of weights, what goes before the model, and twenty lines of plain torchvision that use it."""
 
 import json
 import shutil
@@ -18,6 +18,7 @@ PREDICT = """\
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 from safetensors.torch import load_file
@@ -29,9 +30,11 @@ model = get_model({model}, weights=None, num_classes={count}).eval()
 model.load_state_dict(load_file(Path(__file__).with_name("model.safetensors")))
 crop = [v2.PILToTensor(), v2.Resize({resize}, antialias=True), v2.CenterCrop({size})]
 prepare = v2.Compose([*crop, v2.ToDtype(torch.float32, scale=True), v2.Normalize({mean}, {std})])
-image = prepare(ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB"))
+image = ImageOps.exif_transpose(Image.open(sys.argv[1]))
+if image.mode.startswith("I"):  # 16 bits of grey, of which the model learned the upper byte; Pillow would clip them
+    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
 with torch.inference_mode():
-    logits = model(image[None])[0]
+    logits = model(prepare(image.convert("RGB"))[None])[0]
 probability, best = logits.softmax(0).max(0)
 print(classes[best], f"{{probability:.4f}}")
 """
@@ -55,7 +58,7 @@ CARD = """\
 python predict.py IMAGE
 ```
 
-`predict.py` needs torch, torchvision, safetensors and Pillow, and nothing of sft-dist:
+`predict.py` needs torch, torchvision, safetensors, Pillow and NumPy, and nothing of sft-dist:
 
 ```python
 {predict}```

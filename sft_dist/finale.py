@@ -19,6 +19,7 @@ from sft_dist.rundir import RunDir
 COLUMNS = ("id", "truth", "guess", "confidence", "truth_probability")
 WEIGHTS = ".safetensors"
 LONGEST_NAME = 128  # that W&B takes for an artifact
+OF_A_RANK = ("SFT_PULSE", "SFT_ATTEMPT", "SFT_AGENT", "TORCHELASTIC_ERROR_FILE")  # where it tells what it does, and what it dies of
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,10 @@ def free_of(secrets: Collection[str], folder: Path) -> list[Path]:
 
 
 def with_this_package() -> dict[str, str]:
-    """This process's environment, for one that is to run the same code."""
+    """This process's environment, for one that is to run the same code beside it, and must not be taken for a rank."""
     paths = [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    kept = {name: value for name, value in os.environ.items() if name not in OF_A_RANK}
+    return {**kept, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 def _clean(text: str, secrets: Collection[str]) -> str:

@@ -139,8 +139,9 @@ def make_plan(config: Config, world: World, samples: int, val_samples: int) -> P
 
 
 def timeout_s(config: Config) -> int:
-    """How long a rank waits for the others; longer where rank 0 evaluates alone, and longer than a checkpoint may take."""
-    return max(7200 if config.eval.where == "rank0" else 1800, config.save.limit_s + 600)
+    """How long a rank waits for the others; longer where rank 0 evaluates alone, and longer than a checkpoint, or the end of rank 0, may take."""
+    end_s = config.report.limit_s + config.track.limit_s  # rank 0 waits there for the report and for W&B, the others for it
+    return max(7200 if config.eval.where == "rank0" else 1800, config.save.limit_s + 600, end_s + 600)
 
 
 def changed_keys(old: Config, new: Config) -> list[str]:

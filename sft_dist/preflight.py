@@ -24,6 +24,8 @@ def check(config: Config, world: World, env: Mapping[str, str]) -> None:
             each()
         except SftError as error:
             found.append(error)
+        except OSError as error:  # what the system does not even let us look at, like a folder in somebody else's home
+            found.append(MachineError(f"cannot look at {error.filename}: {error.strerror}"))
     if found:
         problems = [problem for error in found for problem in error.problems]
         raise ConfigError(problems) if any(isinstance(error, ConfigError) for error in found) else MachineError(problems)

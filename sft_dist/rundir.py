@@ -3,9 +3,10 @@
 import json
 import os
 import re
+import secrets
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ def create(config: Config) -> RunDir:
             run.path.chmod(mode)
         probe = run.path / f".probe-{os.getpid()}"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise MachineError(f"run.dir = {config.run.dir!r}: cannot write to {run.path}: {error.strerror or error}") from error
     return run
@@ -117,7 +118,9 @@ def create(config: Config) -> RunDir:
 
 def begun(run: RunDir) -> bool:
     """Whether there is a checkpoint to go on from, so that the pretrained weights are no longer needed."""
-    return any(run.checkpoints.glob(f"step-*/{manifest.NAME}"))
+    with suppress(OSError):  # a folder that cannot be looked at: `check` says so
+        return any(run.checkpoints.glob(f"step-*/{manifest.NAME}"))
+    return False
 
 
 def finished(config: Config) -> RunDir | None:
@@ -127,6 +130,11 @@ def finished(config: Config) -> RunDir | None:
         return None
     made = parse.load(run.config)
     return run if (made.train.duration, made.stop, made.eval.test) == (config.train.duration, config.stop, config.eval.test) else None
+
+
+def told_again(run: RunDir) -> list[str]:
+    """What whoever starts a finished run is told."""
+    return ["this run is finished; a longer train.duration goes on from its end", *summary(run)]
 
 
 def summary(run: RunDir) -> list[str]:
@@ -188,9 +196,9 @@ def to_json(content: Mapping[str, Any]) -> str:
 def write_atomically(path: Path, text: str | Iterable[str]) -> None:
     """Replace a file so that every reader, and every crash, sees the old text or the new one, whole; pieces of text are streamed."""
     with writing(path):
-        fresh = path.with_name(f".{path.name}.{os.getpid()}")
+        fresh = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")  # in containers many processes have one number
         try:
-            with fresh.open("w") as file:
+            with fresh.open("w", encoding="utf-8") as file:
                 file.writelines([text] if isinstance(text, str) else text)
             fsync(fresh)
             fresh.replace(path)

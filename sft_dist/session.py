@@ -197,8 +197,8 @@ def _about(run: RunDir, environment: Mapping[str, Any]) -> dict[str, Any]:
         "tags": track.tags or None, "notes": track.notes,
         "config": {**parse.flat(config), "environment": environment, "plan": read_json(run.path / "plan.json")},
     }  # fmt: skip
-    clean: dict[str, Any] = redact.without(_secrets(), told)
-    return clean
+    redacted: dict[str, Any] = redact.without(_secrets(), told)
+    return redacted
 
 
 def _for_summary(tables: Mapping[str, Any]) -> dict[str, Any]:

@@ -61,20 +61,20 @@ trap 'forward TERM' TERM
 [ "$asked" = none ] || forward "$asked"
 while kill -0 "$step" 2>/dev/null; do wait "$step"; done
 wait "$step"
-code=$?
+ended=$?
 
 # The agent of node 0 tells what went wrong; where it died itself, this does.
-[ "$code" = 0 ] || [ -e "$attempt/node-0/exit.json" ] || launch why --over "$run"
+[ "$ended" = 0 ] || [ -e "$attempt/node-0/exit.json" ] || launch why --over "$run"
 # TERM: somebody cancelled the job, unless a job of more weight took its place. Else the run's own records say whether it is worth it.
 job=$(scontrol show job "$number")
 began=$(sed -n 's/.* StartTime=\([0-9][^ ]*\).*/\1/p' <<<"$job")
 preempted=$(sed -n 's/.*PreemptTime=\([0-9][^ ]*\).*/\1/p' <<<"$job")
 room=$([[ -z "$preempted" || "$preempted" < "$began" ]] || echo --made-room)
-[ "$asked" != TERM ] || [ -n "$room" ] || exit "$code"
+[ "$asked" != TERM ] || [ -n "$room" ] || exit "$ended"
 if again=$(launch again --over ${room:+"$room"} "$run") && [ "$start" -lt "${SFT_MAX_STARTS:-100}" ]; then
     echo "$(date +%T) $again; the job goes back into the queue"
     trap - USR1 USR2 TERM && scontrol requeue "$number" && exec sleep 60 # Slurm ends it, and the job with it
     again="it could not be queued again; submit the same command"
 fi
 echo "$(date +%T) $again; the job ends here"
-exit "$code"
+exit "$ended"

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from given import a_config
@@ -66,7 +67,7 @@ def ours(run: RunDir, config: Config, photo: Path) -> Tensor:
 
 
 def theirs(folder: Path, photo: Path, monkeypatch: pytest.MonkeyPatch) -> Tensor:
-    """The logits of the exported ten lines, which know nothing of us."""
+    """The logits of the exported lines, which know nothing of us."""
     source = (folder / "predict.py").read_text()
     assert "sft" not in source
     monkeypatch.setattr(sys, "argv", ["predict.py", str(photo)])
@@ -93,6 +94,14 @@ def test_plain_torchvision_gives_the_logits_of_the_runs_model(
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     told = f"{CLASSES[int(wanted.argmax())]} {wanted.softmax(0).max():.4f}"
     assert capsys.readouterr().out.strip() == told
+
+
+def test_plain_torchvision_reads_16_bits_of_grey_as_the_run_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, config = made(tmp_path, "resnet18")
+    export(run, "best")
+    xray = tmp_path / "xray.png"
+    Image.fromarray(load_sample_image("china.jpg")[..., 1].astype(np.uint16) * 257).save(xray)
+    torch.testing.assert_close(theirs(run.path / "export", xray, monkeypatch), ours(run, config, xray), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["resnext50_32x4d", "mobilenet_v2", "vit_b_16", "convnext_tiny", "swin_t"])

@@ -1,15 +1,17 @@
 """What a run shows at its end is what its files say: the worst answers first, no more than were asked for, and no secret."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 from given_runs import TRUTHS, a_run, guesses, write
 
-from sft_dist import finale
+from sft_dist import finale, pulse
 from sft_dist.errors import InfrastructureError
 from sft_dist.finale import Finale
+from sft_dist.pulse import Pulse
 from sft_dist.rundir import RunDir
 
 
@@ -73,3 +75,18 @@ def test_an_export_that_cannot_be_made_says_why_and_one_that_takes_too_long_is_e
         finale.export(run, tmp_path / "model", limit_s=120)
     with pytest.raises(InfrastructureError, match=r"^its export took longer than 0 s$"):
         finale.export(run, tmp_path / "model", limit_s=0.05)
+
+
+def test_an_export_beside_a_rank_does_not_speak_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither its agent, which reads its pulse, nor who looks for what it died of must take the other process for the rank."""
+    (tmp_path / "attempt").mkdir()
+    places = {"SFT_PULSE": tmp_path, "SFT_ATTEMPT": tmp_path / "attempt", "TORCHELASTIC_ERROR_FILE": tmp_path / "attempt" / "error.json"}
+    for name, path in places.items():
+        monkeypatch.setenv(name, str(path))
+    monkeypatch.setenv("RANK", "0")
+    Pulse.of(os.environ).at("end", 40)
+    with pytest.raises(InfrastructureError, match="is not the folder of a run"):
+        finale.export(RunDir(tmp_path / "nowhere"), tmp_path / "to", 60)
+    beat = pulse.read(tmp_path / "0")
+    assert beat is not None and (beat.pid, beat.step, beat.phase) == (os.getpid(), 40, "end")
+    assert list((tmp_path / "attempt").iterdir()) == []

@@ -39,7 +39,6 @@ MAY_READ_ENVIRONMENT = {
     "session",
     "remote",
     "mirror",
-    "beside",
     "track",
 }
 

@@ -89,8 +89,10 @@ def test_the_plan_holds_what_the_config_says() -> None:
     assert made.epochs == 190 * 32 / 244
 
 
-def test_ranks_wait_longer_where_rank_0_evaluates_alone() -> None:
+def test_ranks_wait_longer_where_rank_0_or_its_disk_may_take_longer() -> None:
     assert make_plan(a_config(eval__where="rank0"), World(), 244, 60).timeout_s == 7200
+    assert make_plan(a_config(save__limit_s=3000), World(), 244, 60).timeout_s == 3600
+    assert make_plan(a_config(report__limit_s=3000, track__limit_s=60), World(), 244, 60).timeout_s == 3660
 
 
 @pytest.mark.parametrize(

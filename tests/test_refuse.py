@@ -1,5 +1,6 @@
 """What is refused before anything is paid for: the key, why not, what to write instead, and the exit code."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 from given import a_config
 
-from sft_dist import parse, refuse
+from sft_dist import parse, preflight, refuse
 from sft_dist.errors import ConfigError, MachineError, SftError
 from sft_dist.plan import World
 from sft_dist.refuse import check
@@ -294,3 +295,25 @@ def test_problems_of_all_rooms_are_told_together(tmp_path: Path) -> None:
     assert done.returncode == 2
     for part in ("lost.pth", "data.root = 'nowhere'", "run.expect_world = 3"):
         assert part in done.stderr
+
+
+def test_what_the_system_does_not_let_us_look_at_is_refused_once_and_not_by_a_traceback(tmp_path: Path) -> None:
+    name = 300 * "a"
+    with pytest.raises(MachineError) as error:
+        preflight.check(a_config(run__dir=str(tmp_path), run__name=name), ONE, EMPTY)
+    assert error.value.problems == (f"cannot look at {tmp_path / name}: File name too long",)
+    with pytest.raises(MachineError) as error:
+        preflight.check(a_config(run__dir=str(tmp_path), data__name="folder", data__root=name), ONE, EMPTY)
+    assert error.value.problems == (f"cannot look at {name}: File name too long",)
+
+
+def test_a_rank_that_is_no_number_is_refused_in_a_sentence_and_not_by_a_traceback(tmp_path: Path) -> None:
+    told = {"RANK": "four", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    command = [sys.executable, "-m", "sft_dist", "train", "configs/quickstart.yaml", f"run.dir={tmp_path}"]
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run(command, cwd=root, env={**os.environ, **told}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 78
+    assert done.stderr.splitlines()[1:] == [
+        "  - the launcher's variables are incomplete or contradictory: RANK=four, WORLD_SIZE=2, LOCAL_RANK=0, LOCAL_WORLD_SIZE=2; "
+        "start with torchrun"
+    ]

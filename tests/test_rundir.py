@@ -1,9 +1,11 @@
 """The folder of a run: one owner at a time, never another run's, no half-written file, no step twice."""
 
 import json
+import os
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -219,6 +221,29 @@ def test_a_process_killed_while_it_writes_leaves_the_old_text_or_the_new_one(tmp
     writer.wait()
     writer.stdout.close()
     assert path.read_text() in ("a" * 200_000, "b" * 200_000)
+
+
+def test_several_that_write_one_file_leave_the_text_of_one_of_them_though_their_process_has_one_number(tmp_path: Path) -> None:
+    """As the tasks of a sweep write its table, on nodes whose containers count processes from 1."""
+
+    def write(letter: str) -> None:
+        for _ in range(50):
+            rundir.write_atomically(tmp_path / "table.txt", letter * 20_000)
+
+    with ThreadPoolExecutor(2) as writers:
+        list(writers.map(write, "ab"))
+    assert (tmp_path / "table.txt").read_text() in ("a" * 20_000, "b" * 20_000)
+    assert [path.name for path in tmp_path.iterdir()] == ["table.txt"]
+
+
+def test_text_is_written_in_utf_8_whatever_the_machines_locale(tmp_path: Path) -> None:
+    """A config is read back as UTF-8, on any machine."""
+    write = f"from pathlib import Path; from sft_dist import rundir; rundir.write_atomically(Path({str(tmp_path / 'a')!r}), '\\xe9')"
+    ascii_alone = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    subprocess.run(
+        [sys.executable, "-c", write], cwd=Path(__file__).parent.parent, env={**os.environ, **ascii_alone}, check=True, timeout=60
+    )
+    assert (tmp_path / "a").read_bytes() == b"\xc3\xa9"
 
 
 def test_writing_leaves_no_other_file_behind(tmp_path: Path) -> None:

@@ -55,6 +55,10 @@ def test_thinning_leaves_validation_as_it_is() -> None:
     assert set(few.train.names) <= set(whole.train.names)
 
 
+def test_chosen_classes_without_a_sample_do_not_get_those_of_others() -> None:
+    assert draw_splits(a_split([0, 0]), a_split([1]), None, CLASSES, Data(name="digits", classes=("bee", "cat"))).train.labels == []
+
+
 def test_chosen_classes_are_numbered_in_the_order_asked_for() -> None:
     splits = drawn(classes=("cat", "ant"))
     assert splits.classes == ("cat", "ant")

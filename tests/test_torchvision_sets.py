@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import torchvision
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -77,6 +78,18 @@ def test_the_names_of_a_class_are_joined_and_images_stay_unread(tmp_path: Path) 
     assert splits.classes == ("tench, Tinca tinca", "English springer, English springer spaniel")
     assert (splits.train.labels, splits.val.labels, splits.test) == ([0, 1], [0, 1], None)
     assert splits.val.read(1).shape == (3, 9, 9)
+
+
+def test_classes_of_the_same_name_are_told_apart_by_their_numbers(tmp_path: Path) -> None:
+    """Scores by class are kept by name, and the names tell what the numbers of predictions mean."""
+    names = {"n01440764": ("tench", "Tinca tinca"), "n02012849": ("crane",), "n03126707": ("crane",)}
+    torch.save((names, ["n01440764"]), tmp_path / "meta.bin")  # as torchvision keeps what it has read of ImageNet's devkit
+    for split in ("train", "val"):
+        for wnid in names:
+            (tmp_path / split / wnid).mkdir(parents=True)
+            (tmp_path / split / wnid / "a.JPEG").write_bytes(b"not looked into")
+    splits = datasets.load(Data(name="torchvision", dataset="ImageNet", root=str(tmp_path)))
+    assert (splits.classes, splits.train.labels) == (("tench, Tinca tinca", "crane (1)", "crane (2)"), [0, 1, 2])
 
 
 @pytest.mark.parametrize("name", torchvision_sets.KNOWN)

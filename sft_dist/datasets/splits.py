@@ -55,13 +55,14 @@ def draw_splits(whole: Split, val: Split | None, test: Split | None, classes: Se
     kept = choose_classes(classes, data)
     number = {list(classes).index(name): new for new, name in enumerate(kept)}
 
-    def of_kept(split: Split | None) -> Split | None:
-        if split is None or kept == tuple(classes):
+    def of_kept(split: Split) -> Split:
+        if kept == tuple(classes):
             return split
         chosen = split.subset([i for i, label in enumerate(split.labels) if label in number])
         return Split(chosen.names, [number[label] for label in chosen.labels], chosen.read)
 
-    whole, val, test = of_kept(whole) or whole, of_kept(val), of_kept(test)
+    whole = of_kept(whole)
+    val, test = (None if split is None else of_kept(split) for split in (val, test))
     if val is None:
         if not data.val_fraction:
             raise ConfigError("data.val_fraction = 0, but the set has no validation split of its own; use 0.2, say")

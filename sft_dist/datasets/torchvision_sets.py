@@ -2,7 +2,8 @@
 
 import inspect
 import tarfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def load(data: Data) -> Splits:
         _split(part, data, name) if part is not None else None for part, name in zip(sets, ("train", "val", "test"), strict=True)
     )
     assert whole is not None
-    return draw_splits(whole, val, test, classes, data)
+    return draw_splits(whole, val, test, _told_apart(classes), data)
 
 
 def load_split(data: Data, name: str, classes: tuple[str, ...]) -> Split:
@@ -101,6 +102,12 @@ def _open(data: Data, **split: Any) -> Any:
             "use data.download: true" if "download" in split else "torchvision cannot download it, its documentation says where to get it"
         )
         raise ConfigError(f"data.dataset = {data.dataset} cannot be read from data.root = {data.root!r} ({told}); {remedy}") from error
+
+
+def _told_apart(names: Sequence[str]) -> list[str]:
+    """The names of classes, with its number behind one that several bear: ImageNet has two cranes, the bird and the machine."""
+    count = Counter(names)
+    return [name if count[name] == 1 else f"{name} ({number})" for number, name in enumerate(names)]
 
 
 def _labels(dataset: Any) -> list[int]:

@@ -54,7 +54,7 @@ class Study:
     """Everything that a run's own files say of it. What they do not say is empty or None.
 
     at, step: the evaluation that is shown. scores: its numbers; test: those of the test split. confusion: rows are truths.
-    worst: the wrong answers, the surest first. doubtful: all answers, the least sure first.
+    worst: the wrong answers, those first that gave the truth the least probability. doubtful: all answers, the least sure first.
     """
 
     record: Record

@@ -96,6 +96,18 @@ def test_ranks_that_would_have_nothing_to_do_are_refused_by_the_size_of_the_job(
     assert local.checked(file, ("device=cpu",), {"SFT_EXPECT_WORLD": "9"}, None)[1] == 1
 
 
+@pytest.mark.parametrize("start", [["run", "--simulate", "--nodes", "2"], ["ssh", "-H", "n1,n2"]], ids=lambda start: start[0])
+def test_a_start_on_several_nodes_is_checked_for_the_processes_of_all_of_them(
+    file: Path, start: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where nobody says how many processes a node has."""
+    with pytest.raises(SystemExit) as ended:
+        main([*start, "--dry-run", str(file), "device=cpu", "run.expect_world=2", "shard.strategy=fsdp", "shard.hybrid=2"])
+    told = capsys.readouterr()
+    assert (ended.value.code, told.err) == (0, "")
+    assert told.out.startswith("# 2 rank(s) on 2 ")
+
+
 def test_begin_refuses_another_world_than_the_expected_one(
     file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -193,8 +193,8 @@ def test_a_job_is_a_run_s_only_if_it_runs_its_snapshot_also_through_a_link(confi
     assert whose.stranger(shown(run.path.absolute()), RunDir(Path("link"))) is None
     told = whose.stranger(shown(Path("/runs/other")), run)
     assert told == f"job 77 is no longer that of {run.path}: the number was given anew, and makes /runs/other"
-    by_hand = Job("77", "RUNNING", name="x", command="/home/you/train.sh")
-    assert str(whose.stranger(by_hand, run)).endswith("the number was given anew, and is 'x', which runs /home/you/train.sh")
+    by_hand = Job("77", "RUNNING", name="x", command="/home/you/train.sh \x1b[2J")
+    assert str(whose.stranger(by_hand, run)).endswith("the number was given anew, and is 'x', which runs /home/you/train.sh \\x1b[2J")
     assert whose.stranger(Job("77", "COMPLETED", name="x"), run) is None  # the accounting knows no command
     assert whose.stranger(Job("77", "COMPLETED", name="y"), run) is not None
 
@@ -370,6 +370,13 @@ def test_the_state_of_a_job_that_slurm_forgot_is_told_from_the_folder(config: Pa
     lines = follow.status(Found(run, "12"))
     assert "12: Slurm no longer knows it" in lines[0]
     assert lines[-1].strip() == "it has not begun yet"
+
+
+def test_what_somebody_elses_job_runs_drives_no_terminal_however_long_the_line(config: Path) -> None:
+    run = rundir.create(settings(config))
+    told = f"job 12 is no longer that of {run.path}: the number was given anew, and is 'a', which runs {'/long' * 20}\x1b[2J.sh"
+    [job, *_] = follow.status(Found(run, "12", stranger=told))
+    assert job.endswith("/long/long\\x1b[2J.sh")
 
 
 def test_rows_of_metrics_that_are_none_are_passed_over(config: Path) -> None:
