@@ -8,7 +8,7 @@ from typing import Any
 from sft_dist.units import SECRET_IN_URL
 
 GONE = "(redacted)"
-SECRET_NAME = re.compile(r"(?i)(?:^|[_.-])(?:(?:api|access)?[_-]?key|token|secret|password|passwd)$")
+SECRET_NAME = re.compile(r"(?i)(?:(?:^|[_.-])(?:(?:api|access)?[_-]?key|token|secret)|password|passwd|sshpass|[_.-](?:pass|pat|pwd))$")
 SECRET_FLAG = re.compile(r"(?i)--?[\w.-]*(?:key|token|secret|password)[\w.-]*")
 SHORTEST = 8
 """Characters; a shorter value of a variable is no secret, and would be found everywhere."""

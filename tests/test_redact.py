@@ -27,6 +27,16 @@ def test_a_flag_that_sounds_like_a_secret_hides_what_follows() -> None:
     assert redact(["--api-key", "abc", "--quiet"]) == ["--api-key", "(redacted)", "--quiet"]
 
 
+@pytest.mark.parametrize("name", ["PGPASSWORD", "SSHPASS", "MYSQL_PWD", "DB_PASS", "GITHUB_PAT", "AWS_SECRET_ACCESS_KEY", "hub.token"])
+def test_a_variable_that_sounds_like_a_secret_is_one(name: str) -> None:
+    assert secrets({name: "0123456789"}) == {name: "0123456789"}
+
+
+@pytest.mark.parametrize("name", ["PWD", "OLDPWD", "PATH", "PYTHONPATH", "BYPASS", "DISPATCH", "KEYMAP"])
+def test_a_variable_that_only_looks_a_little_like_one_is_none(name: str) -> None:
+    assert secrets({name: "/home/somebody"}) == {}
+
+
 def test_variables_that_sound_like_secrets_are_known_by_name_and_length() -> None:
     variables = {"WANDB_API_KEY": "0123456789", "HF_TOKEN": "abcdefgh", "MY_SECRET": "short", "KEYBOARD": "0123456789", "PATH": "/usr/bin"}
     assert secrets(variables) == {"WANDB_API_KEY": "0123456789", "HF_TOKEN": "abcdefgh"}

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from given import a_config
 
-from sft_dist import parse, preflight, refuse
+from sft_dist import datasets, parse, preflight, refuse
+from sft_dist.config import Data
 from sft_dist.errors import ConfigError, MachineError, SftError
 from sft_dist.plan import World
 from sft_dist.refuse import check
@@ -305,6 +306,8 @@ def test_what_the_system_does_not_let_us_look_at_is_refused_once_and_not_by_a_tr
     with pytest.raises(MachineError) as error:
         preflight.check(a_config(run__dir=str(tmp_path), data__name="folder", data__root=name), ONE, EMPTY)
     assert error.value.problems == (f"cannot look at {name}: File name too long",)
+    with pytest.raises(MachineError, match="File name too long"):
+        datasets.load(Data(name="folder", root=name))
 
 
 def test_a_rank_that_is_no_number_is_refused_in_a_sentence_and_not_by_a_traceback(tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """Labelled data by kind: each entry of the table finds its samples and refuses what cannot be trained on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sft_dist.config import Data
 from sft_dist.datasets import digits, folder, torchvision_sets
 from sft_dist.datasets.splits import Split, Splits
-from sft_dist.errors import ConfigError
+from sft_dist.errors import ConfigError, MachineError
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,14 @@ SOURCES = {
 def check(data: Data) -> None:
     """Refuse early what the data set's kind can see without reading it."""
     if data.name in SOURCES:  # the rest is refused by refuse.check as not built
-        SOURCES[data.name].check(data)
+        with _looking():
+            SOURCES[data.name].check(data)
 
 
 def load(data: Data) -> Splits:
     """The splits of a config. Raises ConfigError where there is nothing to train or to validate on."""
-    splits = SOURCES[data.name].load(data)
+    with _looking():
+        splits = SOURCES[data.name].load(data)
     if not len(splits.train):
         raise ConfigError(f"data.name = {data.name}: there are no training samples")
     if not len(splits.val):
@@ -55,10 +58,20 @@ def load(data: Data) -> Splits:
 
 def load_split(data: Data, name: str, classes: tuple[str, ...]) -> Split:
     """One split, to score a model of these classes on it. Raises ConfigError where it is missing, empty, or of other classes."""
-    split = SOURCES[data.name].load_split(data, name, classes)
+    with _looking():
+        split = SOURCES[data.name].load_split(data, name, classes)
     if not len(split):
         raise ConfigError(f"data.name = {data.name}: there are no samples in the {name} split")
     return split
+
+
+@contextmanager
+def _looking() -> Iterator[None]:
+    """What the system does not let us look at, like a folder in somebody else's home, as a MachineError."""
+    try:
+        yield
+    except OSError as error:
+        raise MachineError(f"cannot look at {error.filename}: {error.strerror}") from error
 
 
 __all__ = ["SOURCES", "Source", "Split", "Splits", "check", "load", "load_split"]
