@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--remote-debugging-pipe")
-LIMIT_S = 60
+LIMIT_S = 600
 
 
 def needs_chromium() -> str:
@@ -83,6 +83,6 @@ def a_tab(folder: Path) -> Iterator[Tab]:
             yield Tab(from_us, to_us)
         finally:
             process.terminate()  # `timeout` hands it on
-            process.wait(20)
+            process.wait(60)
             os.close(from_us)
             os.close(to_us)

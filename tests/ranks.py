@@ -6,11 +6,13 @@ import importlib
 import json
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
@@ -35,10 +37,12 @@ class Job:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """One that nobody has, below those that the kernel gives away, and those of `sft-launch`: it shall be free seconds later too."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 20_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @functools.cache
@@ -112,7 +116,7 @@ def largest_difference(one: dict[tuple[int, str], dict[str, Any]], other: dict[t
     return worst
 
 
-def wait_for_step(run: Path, step: int, limit_s: float = 120) -> None:
+def wait_for_step(run: Path, step: int, limit_s: float = LIMIT_S) -> None:
     """Until metrics.jsonl has a row of that step."""
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
@@ -122,7 +126,7 @@ def wait_for_step(run: Path, step: int, limit_s: float = 120) -> None:
     raise AssertionError(f"{run} did not reach step {step} in {limit_s} s")
 
 
-def wait_for_checkpoint(run: Path, limit_s: float = 120) -> None:
+def wait_for_checkpoint(run: Path, limit_s: float = LIMIT_S) -> None:
     """Until a save has been committed, which is some steps after it began."""
     end = time.monotonic() + limit_s
     while time.monotonic() < end:

@@ -26,6 +26,9 @@ from sft_dist.rundir import RunDir
 from sft_dist.session import Record, Session, first_line, let_go
 from sft_dist.steps import Steps
 
+LIMIT_S = 200
+"""The mirror is polite to other processes, and gets next to nothing of a busy machine."""
+
 
 @pytest.fixture(autouse=True)
 def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -47,7 +50,7 @@ def write(run: RunDir, rows: Iterable[dict[str, Any]]) -> None:
 
 def a_run(folder: Path, steps: int = 0, outcome: str = "", **keys: object) -> tuple[RunDir, Config]:
     """A run's folder with so many training rows, and an evaluation at the last step."""
-    config = a_config(run__dir=str(folder), track={"wandb": "online", "project": "pets", "limit_s": 40, **keys})
+    config = a_config(run__dir=str(folder), track={"wandb": "online", "project": "pets", "limit_s": 200, **keys})
     run = rundir.create(config)
     run.config.write_text(parse.to_yaml(config))
     rundir.write_json(run.path / "env.json", {"commit": "c0ffee" * 6 + "c0ff", "argv": ["sft-dist", "train"]})
@@ -95,7 +98,7 @@ def logs(run: RunDir) -> list[Path]:
 def log(file: Path) -> Iterator[dict[str, Any]]:
     told = []
     for line in subprocess.run(
-        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", file], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", file], capture_output=True, text=True, timeout=LIMIT_S, check=True
     ).stdout.splitlines():
         entry = json.loads(line)
         told.append({**entry, **({"step": entry["history"]["step"]} if entry["type"] == "history" else {})})
@@ -220,9 +223,7 @@ def test_offline_logs_of_several_attempts_hold_each_step_once_and_no_secret(tmp_
     canary = "canary0wandb0123456789abcdef"
     monkeypatch.setenv("WANDB_API_KEY", canary)
     monkeypatch.setenv("HUB_TOKEN", canary[::-1])
-    monkeypatch.setattr(
-        beside, "URGENT_S", 40
-    )  # an attempt that is not done gives W&B five seconds, in which two busy cores may not start it
+    patiently(monkeypatch)
     run, config = a_run(tmp_path, wandb="offline", notes=f"a slip: {canary[::-1]}", tags=["seeds"], group="g")
     said, _, _ = mirrored(run, config, [a_row(1), a_row(2), a_row(3)])
     go_back(run, 1)
@@ -249,8 +250,7 @@ def test_what_a_killed_mirror_has_left_half_written_is_written_anew(tmp_path: Pa
     run, config = a_run(tmp_path, steps=3, wandb="offline")
     screen = io.StringIO()
     with beside.mirrored(run, config.track, Console(file=screen)):
-        while not logs(run) or not any(entry["type"] == "history" for entry in log(logs(run)[0])):
-            time.sleep(0.2)
+        assert wait_for(lambda: logs(run) and any(entry["type"] == "history" for entry in log(logs(run)[0])))
         for process in processes_of(run):
             os.kill(process, 9)
     assert screen.getvalue().startswith("W&B: the mirror ended with code -9, see wandb/mirror.log; metrics.jsonl has every row")
@@ -264,13 +264,13 @@ def test_what_a_killed_mirror_has_left_half_written_is_written_anew(tmp_path: Pa
 def test_only_one_process_sends_a_run_at_a_time(tmp_path: Path) -> None:
     run, config = a_run(tmp_path, steps=2, wandb="offline")
     screen = io.StringIO()
-    with ExitStack() as before, beside.mirrored(run, config.track, Console(file=screen)):
-        assert before.enter_context(mirror._alone(run, 0)), "this process is quicker than one that starts"
+    before = ExitStack()
+    assert before.enter_context(mirror._alone(run, 0))
+    with beside.mirrored(run, config.track, Console(file=screen)):
         time.sleep(1.5)
         assert not logs(run)
         before.close()
-        while not logs(run):
-            time.sleep(0.1)
+        assert wait_for(lambda: logs(run))
         assert mirror.sync(run, 10) == "the run's own process is sending it"
         end(run, 2)
     assert screen.getvalue() == ""
@@ -283,9 +283,7 @@ def test_online_each_step_arrives_once_also_after_a_resume_from_before(
 ) -> None:
     with serve() as server:
         enter(monkeypatch, server)
-        monkeypatch.setattr(
-            beside, "URGENT_S", 40
-        )  # an attempt that is not done gives W&B five seconds, in which two busy cores may not start it
+        patiently(monkeypatch)
         run, config = a_run(tmp_path, tags=["a", "b"], group="seeds", job_type="tune", notes="a try")
         said, _, _ = mirrored(run, config, [a_row(1), a_row(2), a_row(3), a_row(4)])
         go_back(run, 2)
@@ -318,7 +316,7 @@ def table(server: Server, name: str) -> dict[str, Any]:
 def test_the_end_of_a_run_shows_its_mistakes_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serve() as server:
         enter(monkeypatch, server)
-        track = {"wandb": "online", "project": "zoo", "limit_s": 40, "predictions": 2}
+        track = {"wandb": "online", "project": "zoo", "limit_s": 200, "predictions": 2}
         run = RunDir(given_runs.a_run(tmp_path / "small", given_runs.guesses([0, 1, 4]), track=track))
         said, _, _ = mirrored(run, parse.load(run.config))
         number = Record.of(run).id
@@ -349,7 +347,7 @@ def test_the_end_of_a_run_shows_its_mistakes_once(tmp_path: Path, monkeypatch: p
 def test_a_server_that_takes_no_tables_takes_the_steps_and_gets_the_tables_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serve("no artifacts") as server:
         enter(monkeypatch, server)
-        track = {"wandb": "online", "project": "zoo", "limit_s": 40}
+        track = {"wandb": "online", "project": "zoo", "limit_s": 200}
         run = RunDir(given_runs.a_run(tmp_path / "small", given_runs.guesses([0]), track=track))
         [_, said], _, _ = mirrored(run, parse.load(run.config))
         number = Record.of(run).id
@@ -434,7 +432,7 @@ def test_whatever_wandbs_library_raises_in_a_sync_is_the_trouble_of_that_run_onl
     other, _ = a_run(tmp_path, steps=2, outcome="done")
     command = [sys.executable, "-c", A_LOG_THAT_FAILS_ONCE, "sync", str(tmp_path)]
     with serve() as server:
-        done = subprocess.run(command, env={**os.environ, **server.environment()}, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env={**os.environ, **server.environment()}, capture_output=True, text=True, timeout=LIMIT_S)
     assert done.returncode == 75
     assert f"  - {tmp_path / 'first'}: W&B: its service is gone; metrics.jsonl has every row, and `sft-dist sync " in done.stderr
     assert server.steps(Record.of(other).id) == [1, 2]
@@ -454,6 +452,7 @@ def test_what_a_scheduler_sends_to_the_whole_tree_and_an_error_do_not_keep_a_ste
 ) -> None:
     with serve() as server:
         enter(monkeypatch, server)
+        patiently(monkeypatch)
         run, config = a_run(tmp_path, steps=3)
         screen = io.StringIO()
         with pytest.raises(ZeroDivisionError), beside.mirrored(run, config.track, Console(file=screen)):
@@ -472,13 +471,17 @@ def test_what_a_scheduler_sends_to_the_whole_tree_and_an_error_do_not_keep_a_ste
     assert len(screen.getvalue().splitlines()) == 1
 
 
+TOLD_AT_ONCE = ("no key", "refuses", "nonsense")
+
+
 @pytest.mark.dist
 @pytest.mark.parametrize("failure", ["no key", "nobody", "refuses", "500", "nonsense", "hangs", "hangs later"])
 def test_a_server_that_fails_costs_a_warning_and_a_bounded_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saw: Callable[[str], None], failure: str
 ) -> None:
     rows = [a_row(step) for step in range(1, 6)]
-    run, config = a_run(tmp_path, limit_s=8)
+    limit_s = 200 if failure in TOLD_AT_ONCE else 8
+    run, config = a_run(tmp_path, limit_s=limit_s)
     with serve(failure) as server:
         if failure != "no key":
             enter(monkeypatch, server)
@@ -488,8 +491,8 @@ def test_a_server_that_fails_costs_a_warning_and_a_bounded_end(
     warnings = [line for line in said if not line.startswith("W&B: http")]
     assert len(warnings) == 1 and "sft-dist sync" in warnings[0], said
     saw(f"{failure}: {warnings[0]}")
-    assert trained_s < 2 and ended_s < 11
-    assert failure not in ("no key", "refuses", "nonsense") or list(offline_steps(run).values()) == [[1, 2, 3, 4, 5]]
+    assert trained_s < 4 and ended_s < limit_s + 10  # the start of W&B alone may wait for half of the limit
+    assert failure not in TOLD_AT_ONCE or list(offline_steps(run).values()) == [[1, 2, 3, 4, 5]]
     assert no_process_is_left(run)
 
 
@@ -525,8 +528,13 @@ def test_sync_to_a_server_that_refuses_says_so_for_each_run_and_exits_75(tmp_pat
 
 def sync(folder: Path, server: Server) -> tuple[int, str]:
     command = [sys.executable, "-m", "sft_dist", "sync", str(folder), "--project", "zoo"]
-    done = subprocess.run(command, env={**os.environ, **server.environment()}, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, env={**os.environ, **server.environment()}, capture_output=True, text=True, timeout=LIMIT_S)
     return done.returncode, done.stdout if done.returncode == 0 else done.stderr
+
+
+def patiently(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attempt that is not done gives W&B five seconds, in which two busy cores may not start it."""
+    monkeypatch.setattr(beside, "URGENT_S", LIMIT_S)
 
 
 def enter(monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
@@ -534,7 +542,7 @@ def enter(monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
         monkeypatch.setenv(name, value)
 
 
-def wait_for(there: Callable[[], object], limit_s: float = 60) -> object:
+def wait_for(there: Callable[[], object], limit_s: float = LIMIT_S) -> object:
     end = time.monotonic() + limit_s
     while not (found := there()) and time.monotonic() < end:
         time.sleep(0.05)
@@ -547,4 +555,4 @@ def with_children(process: int) -> list[int]:
 
 
 def no_process_is_left(run: RunDir) -> bool:
-    return bool(wait_for(lambda: not processes_of(run), 5))
+    return bool(wait_for(lambda: not processes_of(run), 30))

@@ -5,9 +5,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 import pytest
 from ranks import Job, largest_difference, output, rows, run_ranks, wait_for_step
@@ -39,6 +40,16 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
+def holders(pipe: IO[str] | None) -> set[int]:
+    """Which other processes have a pipe open that this one reads."""
+    assert pipe
+    name, found = f"pipe:[{os.fstat(pipe.fileno()).st_ino}]", set()
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with suppress(OSError):  # gone meanwhile
+            found |= {int(link.parts[2])} if str(link.readlink()) == name else set()
+    return found - {os.getpid()}
+
+
 def environment(server: Server) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     return {**kept, **server.environment(), "OMP_NUM_THREADS": "1"}
@@ -46,7 +57,8 @@ def environment(server: Server) -> dict[str, str]:
 
 def test_a_server_that_hangs_changes_no_number_of_a_run_on_two_ranks(config: Path, tmp_path: Path, saw: Callable[[str], None]) -> None:
     kinds = ("disabled", "online")
-    jobs = [Job(str(config), (f"run.name={kind}", f"track.wandb={kind}", "train.duration=6 steps")) for kind in kinds]
+    asked = ("train.duration=6 steps", "track.limit_s=30")
+    jobs = [Job(str(config), (f"run.name={kind}", f"track.wandb={kind}", *asked)) for kind in kinds]
     with serve("hangs") as server:
         codes = run_ranks(2, jobs, tmp_path / "log", **server.environment())
     said = output(tmp_path / "log", 2)
@@ -64,7 +76,7 @@ def test_a_server_that_hangs_changes_no_number_of_a_run_on_two_ranks(config: Pat
 
 def test_one_curve_goes_through_a_signal_a_death_and_two_resumes(config: Path, tmp_path: Path, saw: Callable[[str], None]) -> None:
     run = tmp_path / "runs" / "small"
-    command = [sys.executable, "-m", "sft_dist", "train", str(config), "track.wandb=online", "track.artifact=export", "track.limit_s=120"]
+    command = [sys.executable, "-m", "sft_dist", "train", str(config), "track.wandb=online", "track.artifact=export", "track.limit_s=200"]
 
     def start() -> "subprocess.Popen[str]":
         return subprocess.Popen(command, env=environment(server), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -73,18 +85,17 @@ def test_one_curve_goes_through_a_signal_a_death_and_two_resumes(config: Path, t
         for number, step in ((signal.SIGUSR1, 6), (signal.SIGKILL, 15)):
             training = start()
             wait_for_step(run, step)
+            assert holders(training.stdout) == {training.pid}, "the pipe would outlive the training"
             os.kill(training.pid, number)
-            asked = time.monotonic()
-            said, _ = training.communicate(timeout=120)  # to the end of the pipe, which the mirror must not hold open
+            said, _ = training.communicate(timeout=400)
             assert training.returncode == (0 if number == signal.SIGUSR1 else -9), said
-            assert number == signal.SIGUSR1 or time.monotonic() - asked < 3, "the pipe outlived the training"
-        said, _ = start().communicate(timeout=240)
+        said, _ = start().communicate(timeout=400)
         assert "W&B has" not in said and "sft-dist sync" not in said, said
         [model] = server.shelf.of_kind("model")
         mirror = run / "wandb" / "mirror.json"
         mirror.write_text(json.dumps({**json.loads(mirror.read_text()), "model": 0}))
         sync = [sys.executable, "-m", "sft_dist", "sync", str(run)]
-        again = subprocess.run(sync, env=environment(server), capture_output=True, text=True, timeout=240)
+        again = subprocess.run(sync, env=environment(server), capture_output=True, text=True, timeout=400)
         assert again.returncode == 0, again.stderr
     assert server.shelf.of_kind("model") == [model], "the same files made another artifact"
     assert (model.name, sorted(model.aliases), server.shelf.asked.count("model")) == ("small", ["best", "latest"], 2)
@@ -109,12 +120,21 @@ def test_one_curve_goes_through_a_signal_a_death_and_two_resumes(config: Path, t
 
 
 def test_wandbs_own_agent_drives_a_sweep_of_runs_with_folders_of_their_own(config: Path, tmp_path: Path) -> None:
-    python = [sys.executable, "-m", "sft_dist", "train", str(config), "--track.wandb=online", "--train.duration=2 steps"]
+    python = [
+        sys.executable,
+        "-m",
+        "sft_dist",
+        "train",
+        str(config),
+        "--track.wandb=online",
+        "--track.limit_s=200",
+        "--train.duration=2 steps",
+    ]
     runs = [{"id": "first111", "args": {"optim.lr": 0.01}}, {"id": "second22", "args": {"optim.lr": 0.02}}]
     with serve(sweep=list(runs), command=[*python, "${args}"]) as server:
         agent = [sys.executable, "-m", "wandb", "agent", "tester/pets/sweep1"]
         place = {"cwd": tmp_path, "env": {**environment(server), "PYTHONPATH": str(ROOT)}}
-        done = subprocess.run(agent, **place, capture_output=True, text=True, timeout=240)
+        done = subprocess.run(agent, **place, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["small-first111", "small-second22"]
     for run in runs:

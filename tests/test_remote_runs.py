@@ -169,7 +169,7 @@ def test_a_server_that_fails_costs_a_bounded_time_and_one_sentence(
         use(server, monkeypatch)
         began = time.monotonic()
         code, lines = told(capsys, "ls", "wandb:tester/pets")
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 60
     assert code == 75
     assert len(lines) == 2 and lines[1].startswith("  - W&B does not answer for tester/pets: "), lines
     assert KEY not in lines[1]

@@ -62,8 +62,8 @@ def test_what_a_library_says_in_other_letters_costs_a_warning(tmp_path: Path, mo
 
 @pytest.fixture
 def interrupting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is started beside the run sends it a ctrl-C, and hangs."""
-    interrupts = "import os, signal, time\ntime.sleep(0.5)\nos.kill(os.getppid(), signal.SIGINT)\ntime.sleep(60)\n"
+    """What is started beside the run sends it a ctrl-C as soon as it is waited for, and hangs."""
+    interrupts = "import os, signal, time\nos.read(0, 99)\ntime.sleep(1)\nos.kill(os.getppid(), signal.SIGINT)\ntime.sleep(60)\n"
     (tmp_path / "sitecustomize.py").write_text(interrupts)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 

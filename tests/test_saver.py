@@ -22,7 +22,7 @@ from sft_dist.progress import Progress
 from sft_dist.rundir import RunDir
 from sft_dist.saver import Saver, WriterError
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -298,12 +298,12 @@ def test_the_last_save_is_missed_also_where_its_failure_was_told_before(run: Run
 
 def test_a_write_that_never_ends_is_told_after_the_limit(run: RunDir, engine: Engine, disk: Disk) -> None:
     saver = saver_of(run, engine, limit_s=1)
-    saver.save(Progress(step=1))
     started = time.monotonic()
+    saver.save(Progress(step=1))
     told = rf"^the checkpoint of step-00000001 has not reached the disk of {run.checkpoints} in save.limit_s = 1 seconds; the file system is stuck"
     with pytest.raises(MachineError, match=told):
         saver.finish()
-    assert 0.5 < time.monotonic() - started < PATIENCE_S / 2
+    assert 1 <= time.monotonic() - started < PATIENCE_S
     assert saver.flight is None
 
 
@@ -323,11 +323,12 @@ def test_a_commit_that_comes_to_life_after_the_limit_is_left_undone(run: RunDir,
         write(folder, at, files)
 
     monkeypatch.setattr(manifest, "write", slow)
-    saver = saver_of(run, engine, limit_s=1, on_error="continue")
+    saver = saver_of(run, engine, on_error="continue")
     saver.save(Progress(step=1))
     poll_until(saver, began.is_set)
     assert saver.flight
     stuck = saver.flight.work.thread
+    saver.settings = saver.settings.model_copy(update={"limit_s": 1})
     saver.finish()
     assert len(saver.warned()) == 1
     may_end.set()

@@ -103,13 +103,13 @@ def test_the_door_prints_a_run_once_and_ends(tmp_path: Path) -> None:
 
 def test_a_watch_goes_on_while_the_run_does_and_ends_with_it(tmp_path: Path) -> None:
     run = training(tmp_path / "pets", 25)
-    end = threading.Timer(0.6, write_json, (run / "outcome.json", {"outcome": "saved", "step": 25}))
+    end = threading.Timer(2, write_json, (run / "outcome.json", {"outcome": "saved", "step": 25}))
     began = time.monotonic()
     end.start()
     done = CliRunner().invoke(cli.cli, ["watch", "--every", "0.2", str(run)])
     end.join()
     assert done.exit_code == 0
-    assert 0.6 <= time.monotonic() - began < 10
+    assert 2 <= time.monotonic() - began < 20
     told = [line.split()[1] for line in done.output.splitlines() if line.startswith("pets")]
     assert told == ["silent", "saved"]
 

@@ -15,7 +15,7 @@ from ranks import become, forks, free_port, largest_difference, rows
 
 from sft_dist import manifest
 
-LIMIT_S = 90
+LIMIT_S = 300
 KILLED = -signal.SIGKILL
 STEPS = 10
 CONFIG = {

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 Patch = Callable[[int], None]
+SLOW = "this step is slow"
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ def _gradient(factor: float) -> Callable[[Any], Any]:
 
 
 def _slow(losses: Any) -> Any:
+    print(SLOW, flush=True)
     time.sleep(2)
     return losses
 

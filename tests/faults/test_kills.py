@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import KILLED, STEPS, differences, first_line, litter, logged, resume, wait_until, whole_steps
+from harness import KILLED, LIMIT_S, STEPS, differences, first_line, litter, logged, resume, wait_until, whole_steps
 from injections import BROKEN_RESTORES, SAVE_POINTS, STEP_POINTS, Fault
 from ranks import free_port
 
@@ -35,7 +35,11 @@ def test_the_launcher_names_the_rank_and_the_signal(shop, saw):
     script.write_text(code.format(str(Path(__file__).parent)))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, str(script), "train", str(shop.config), "run.name=launched"], env=environment, capture_output=True, text=True, timeout=90
+        [*command, str(script), "train", str(shop.config), "run.name=launched"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
     )
     assert done.returncode == 1
     assert "Signal 9 (SIGKILL)" in done.stderr

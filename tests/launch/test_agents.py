@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from agents import REPOSITORY, Started, end_all, listening, sick, slow_disk, start
+from agents import REPOSITORY, Started, end_all, listening, sick, slow_disk, start, still_open
 from ranks import free_port, largest_difference, rows
 
 from launch import why
@@ -83,12 +83,6 @@ def ended(started: Started) -> Ended:
     return Ended(code, started.screen, started.left(), started.attempt)
 
 
-def refuses(port: str) -> bool:
-    """Whether nobody listens any more where the run did; `0100007F:1F90` as the kernel writes it."""
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", int(port.rpartition(":")[2], 16))) != 0
-
-
 # --- asked to stop, while a save takes its time ---------------------------------------------------------------------------------------
 
 
@@ -105,7 +99,7 @@ class Paused:
 @pytest.fixture(scope="module")
 def paused(folder: Path) -> Paused:
     first = begin(folder, "paused", PYTHONPATH=f"{REPOSITORY}:{slow_disk(folder / 'slow')}", **IMPATIENT)
-    first.until(lambda: any(beat["phase"] == "save" for beat in first.ranks(1).values()), "the save of step 4")
+    first.until(lambda: first.in_save(1), "the save of step 4")
     listened = listening(first.pids)
     os.kill(first.agent(1), signal.SIGUSR1)
     alone = start(folder, folder / "runs" / "alone", ["sft_dist", "train", "config.yaml", "run.name=alone"])  # the slow save leaves time
@@ -164,7 +158,7 @@ def test_the_same_command_goes_on_and_its_curve_is_that_of_one_process(paused: P
 def test_simulated_nodes_listen_on_this_machine_only_and_no_port_stays_open(paused: Paused) -> None:
     assert paused.listened["beyond"] == set()
     assert paused.listened["own machine"], "the head's store, and gloo's sockets"
-    assert all(refuses(port) for port in paused.listened["own machine"])
+    assert still_open(paused.listened["own machine"]) == set()
 
 
 # --- lost in the midst of a run ----------------------------------------------------------------------------------------------------
@@ -305,7 +299,7 @@ def test_on_one_node_nothing_listens_beyond_it_and_a_second_interrupt_ends_a_slo
     started.until_step(2, nodes=1)
     listened = listening(started.pids)
     os.kill(started.process.pid, signal.SIGINT)
-    started.until(lambda: any(beat["phase"] == "save" for beat in started.ranks(0).values()), "the save")
+    started.until(lambda: started.in_save(0), "the save")
     os.kill(started.process.pid, signal.SIGINT)
     found = ended(started)
     assert (found.code, found.left) == (1, []), found.screen
@@ -316,7 +310,7 @@ def test_on_one_node_nothing_listens_beyond_it_and_a_second_interrupt_ends_a_slo
     assert "next  the same command goes on:" in found.cause
     assert listened["beyond"] == set()
     assert listened["own machine"]
-    assert all(refuses(port) for port in listened["own machine"])
+    assert still_open(listened["own machine"]) == set()
 
 
 # --- nodes that do not come together --------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from launch.symptoms import GIB, Report, of_json
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GOLDEN = REPOSITORY / "tests" / "golden" / "doctor"
+LIMIT_S = 300
 SOFTWARE = {"python": "3.11.9", "torch": "2.14.1", "code": "0123456789abcdef"}
 
 
@@ -288,7 +289,7 @@ def examined(
             if stops[index]:
                 assert started[index].poll() is None
                 started[index].kill()
-            told[index] = started[index].communicate(timeout=150)
+            told[index] = started[index].communicate(timeout=LIMIT_S)
     finally:
         for each in started:
             each.kill()
@@ -394,7 +395,7 @@ def test_a_port_that_somebody_has_and_an_address_that_is_not_the_heads_are_named
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         started = [subprocess.Popen([*command, "--head", head, "--port", port], env=env, **pipes) for head, port in heads]
         for (head, port), refused in zip(heads, started, strict=True):
-            out, errors = refused.communicate(timeout=100)
+            out, errors = refused.communicate(timeout=LIMIT_S)
             assert (refused.returncode, f"cannot listen on {head}:{port}" in errors) == (78, True), errors
             seen = json.loads(out)
             [finding] = seen["findings"]
@@ -423,12 +424,12 @@ def test_an_interrupt_leaves_no_process_and_no_file(tmp_path: Path, number: sign
     command = [sys.executable, "-m", "launch", "doctor", "--nodes", "2", "--simulate"]
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     doctor = subprocess.Popen(command, cwd=tmp_path, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + LIMIT_S
     while len(nodes := children(doctor.pid)) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(nodes[1], signal.SIGSTOP)
     doctor.send_signal(number)
-    _, errors = doctor.communicate(timeout=60)
+    _, errors = doctor.communicate(timeout=LIMIT_S)
     assert (doctor.returncode, errors.strip()) == (130, "sft-launch: interrupted")
     assert [each for each in nodes if Path(f"/proc/{each}").exists()] == []
     assert list(tmp_path.iterdir()) == []
@@ -464,7 +465,7 @@ def test_a_head_whose_nodes_have_ended_may_still_speak(tmp_path: Path, monkeypat
 def test_a_folder_in_which_nobody_may_write_is_named(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "launch", "doctor", "configs/quickstart.yaml", "run.dir=/proc/runs"]
     told = subprocess.run(
-        command, cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, timeout=100
+        command, cwd=REPOSITORY, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}, capture_output=True, text=True, timeout=LIMIT_S
     )
     assert told.returncode == 78
     assert "writing: cannot write in /proc: No such file or directory" in told.stdout

@@ -37,7 +37,7 @@ def listener(answer: bytes) -> Iterator[Place]:
 def refusal_of(place: Place, said: list[str]) -> tuple[str, float]:
     begun = time.monotonic()
     with pytest.raises(InfrastructureError) as refused:
-        gang.reach(place, begun + 1.5, said.append)
+        gang.reach(place, begun + 3, said.append)
     return str(refused.value), time.monotonic() - begun
 
 
@@ -88,7 +88,7 @@ def test_nodes_of_two_runs_that_share_a_port_do_not_take_each_other_for_their_ow
         except InfrastructureError as error:
             problems[run] = str(error)
 
-    nodes = [threading.Thread(target=meet, args=who) for who in ((0, "one", 4.0), (1, "other", 1.5))]  # the head stays longer
+    nodes = [threading.Thread(target=meet, args=who) for who in ((0, "one", 6.0), (1, "other", 3.0))]  # the head stays longer
     for node in nodes:
         node.start()
     for node in nodes:

@@ -157,6 +157,6 @@ def test_a_run_whose_output_was_closed_comes_to_its_end(tmp_path: Path) -> None:
     short = ["train.duration=1 step", "schedule.warmup=0 steps", "eval.micro=360"]
     env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     command = ["sh", "-c", 'exec "$@" >&-', "sh", *run, *short]
-    done = subprocess.run(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True, timeout=180)
+    done = subprocess.run(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "runs" / "quickstart" / "outcome.json").read_text())["reason"] == "all 1 steps are made"

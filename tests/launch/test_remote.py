@@ -15,7 +15,7 @@ from agents import REPOSITORY, command_of
 
 from launch import remote
 
-LIMIT_S = 20
+LIMIT_S = 60
 HOSTILE = ["two words", "it's", '"', "$(touch owned)", "`touch owned`", "a\nb", "${local_rank}", "", "図"]
 SHOW = "import json, os, sys; print(json.dumps([sys.argv[1:], os.environ['SFT_TOLD'], os.getcwd()])); print('!', file=sys.stderr); sys.exit(93)"
 SAVES = """import signal, sys, time

@@ -186,7 +186,7 @@ def play(folder: Path, *programs: str, began: tuple[int, ...] = (0, 1)) -> Playe
 
 
 def ready(played: Played) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not all(line.ready for line in played.hosts.lines):
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -232,7 +232,7 @@ def test_the_others_of_a_node_that_failed_are_killed_when_they_stay_for_too_long
 
 def test_an_interrupt_before_the_line_stands_starts_nothing(tmp_path: Path) -> None:
     line = lines.Line(0, "n0", [sys.executable, "-c", LATE], {"told": "here"})
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while line.last != "on the way":
         assert time.monotonic() < end
         time.sleep(0.05)

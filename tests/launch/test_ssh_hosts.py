@@ -204,7 +204,7 @@ def test_a_second_interrupt_ends_a_slow_save_within_seconds(server: sshd.Sshd, f
     started = begin(server, folder, "twice", *LONG, hosts="hosta", PYTHONPATH=f"{REPOSITORY}:{slow_disk(folder / 'slow once more')}")
     started.until_step(2, nodes=1)
     interrupt(started)
-    started.until(lambda: any(beat["phase"] == "save" for beat in started.ranks(0).values()), "the save")
+    started.until(lambda: started.in_save(0), "the save")
     interrupt(started)
     asked = time.monotonic()
     found = ended(server, started)

@@ -14,11 +14,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
+LIMIT_S = 300
+"""For whatever must come: machines that test many things at once are ten times slower."""
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol")
 NODES = ("n1", "n2")
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
+Found = TypeVar("Found")
 # cred_expire: how long a requeued job waits before it may start again (Slurm's own 120 s make "about two minutes").
+# MinJobAge: jobs are looked at long after their end; scontrol would forget them after five minutes.
 CONFIG = """
 ClusterName=sft
 SlurmctldHost={host}(127.0.0.1)
@@ -38,6 +43,7 @@ SlurmdParameters=config_overrides
 SchedulerParameters=sched_interval=2,bf_interval=2
 FirstJobId={first_job}
 JobRequeue=1
+MinJobAge=36000
 ReturnToService=2
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
@@ -84,11 +90,11 @@ class Cluster:
                 f"--{name}={self.folder}/munge.{name.removesuffix('-file')}" for name in ("key-file", "pid-file", "seed-file", "socket")
             ]
             self._start("munged", "munged", "--foreground", "--force", *files)
-            until(lambda: (self.folder / "munge.socket").exists(), 30, "munged has no socket")
+            until(lambda: (self.folder / "munge.socket").exists(), "munged has no socket")
             self._start("slurmctld", "slurmctld", "-D")
             for node in NODES:
                 self.start_node(node)
-            until(self._is_up, 30, f"no two idle nodes; see {self.logs}")
+            until(self._is_up, f"no two idle nodes; see {self.logs}")
         except BaseException:
             self.down()
             raise
@@ -144,13 +150,14 @@ class Cluster:
 
     def state(self, job: str) -> dict[str, str]:
         """What `scontrol show job` knows: JobState, Restarts, ExitCode, StdOut..."""
-        return dict(re.findall(r"(\S+?)=(\S*)", self._ask("scontrol", "show", "job", "--oneliner", job)))
+        shown = until(lambda: self._ask("scontrol", "show", "job", "--oneliner", job), f"Slurm tells nothing of job {job}")
+        return dict(re.findall(r"(\S+?)=(\S*)", shown))
 
     def log(self, job: str) -> str:
         path = Path(self.state(job)["StdOut"])
         return path.read_text(errors="replace") if path.exists() else "(no log)"
 
-    def wait(self, job: str, *states: str, limit_s: float = 120) -> dict[str, str]:
+    def wait(self, job: str, *states: str, limit_s: float = LIMIT_S) -> dict[str, str]:
         """Until the job is in one of the states. That it ends in another one, or not in time, fails the test and shows its log."""
         end = time.monotonic() + limit_s
         while (found := self.state(job))["JobState"] not in states:
@@ -159,14 +166,14 @@ class Cluster:
             time.sleep(0.2)
         return found
 
-    def wait_for_restart(self, job: str, limit_s: float = 120) -> None:
+    def wait_for_restart(self, job: str) -> None:
         """Until Slurm has put the job back into its queue: once is meant."""
-        until(lambda: self.state(job)["Restarts"] == "1", limit_s, f"job {job} was not requeued\n{self.log(job)[-6000:]}")
+        until(lambda: self.state(job)["Restarts"] == "1", f"job {job} was not requeued\n{self.log(job)[-6000:]}")
 
     def assert_nothing_is_left(self, job: str) -> None:
-        """No process that the job started, on any node, outlives it by more than a few seconds."""
+        """No process that the job started, on any node, outlives it by more than some seconds."""
         number = self.state(job)["JobId"]
-        until(lambda: not self._processes(f"SLURM_JOB_ID={number}"), 5, f"processes of job {job} outlive it")
+        until(lambda: not self._processes(f"SLURM_JOB_ID={number}"), f"processes of job {job} outlive it", limit_s=20)
 
     def _processes(self, *variables: str) -> list[int]:
         return processes(f"SLURM_CONF={self.env['SLURM_CONF']}", *variables)
@@ -218,11 +225,13 @@ def processes(*variables: str) -> list[int]:
     return found
 
 
-def until(true: Callable[[], object], limit_s: float, otherwise: str) -> None:
+def until(true: Callable[[], Found], otherwise: str, limit_s: float = LIMIT_S) -> Found:
+    """What it returns, once that is something."""
     end = time.monotonic() + limit_s
-    while not true():
+    while not (found := true()):
         assert time.monotonic() < end, f"{otherwise} (after {limit_s} s)"
         time.sleep(0.2)
+    return found
 
 
 def _free_ports(count: int) -> list[int]:

@@ -79,7 +79,7 @@ def array(cluster, by_hand, place, launch):
         path.write_text("this is no config and no sweep\n")
 
     def at_work(task: int, *command: str) -> None:
-        wait_for_step(place / HOSTILE / "rates" / f"rates-{task}", 5, limit_s=120)
+        wait_for_step(place / HOSTILE / "rates" / f"rates-{task}", 5)
         subprocess.run([*command, f"{job}_{task}"], env=cluster.env, check=True, timeout=60)
 
     with ThreadPoolExecutor() as both:  # one must not come to its end while the other is waited for
@@ -90,7 +90,7 @@ def array(cluster, by_hand, place, launch):
 
 
 def test_a_task_that_queues_again_takes_no_other_task_with_it(array, cluster, home, place):
-    ended = [cluster.wait(f"{array}_{task}", "COMPLETED", limit_s=120) for task in range(3)]
+    ended = [cluster.wait(f"{array}_{task}", "COMPLETED") for task in range(3)]
     runs = [place / HOSTILE / "rates" / f"rates-{task}" for task in range(3)]
     assert [job["Restarts"] for job in ended] == ["1", "0", "1"]
     assert [len([path for path in (run / "attempts").iterdir() if path.name.isdigit()]) for run in runs] == [2, 1, 2]
@@ -103,7 +103,7 @@ def test_a_task_that_queues_again_takes_no_other_task_with_it(array, cluster, ho
 
 def test_the_task_that_ends_last_leaves_the_whole_table(array, cluster, place, launch):
     for task in range(3):
-        cluster.wait(f"{array}_{task}", "COMPLETED", limit_s=120)
+        cluster.wait(f"{array}_{task}", "COMPLETED")
     told = json.loads((place / HOSTILE / "rates" / "results.json").read_text())
     assert [(run["state"], run["step"]) for run in told["runs"]] == [("done", 60)] * 3
     scores = {run["varied"]["optim.lr"]: run["best"] for run in told["runs"]}
@@ -120,7 +120,7 @@ def test_the_task_that_ends_last_leaves_the_whole_table(array, cluster, place, l
 
 
 def test_a_run_of_a_sweep_is_followed_like_any_other(array, cluster, place, launch):
-    cluster.wait(f"{array}_2", "COMPLETED", limit_s=120)
+    cluster.wait(f"{array}_2", "COMPLETED")
     run = f"{HOSTILE}/rates/rates-2"
     assert f"{array}_2 COMPLETED: it ended with exit code 0" in launch("status", run).stdout
     assert "done: all 60 steps are made" in launch("logs", run, "--grep", "done: ").stdout

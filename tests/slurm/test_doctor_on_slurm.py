@@ -1,10 +1,13 @@
 """`sft-launch doctor` inside an allocation examines its nodes, by the names that Slurm knows them by."""
 
 import json
+import os
 import shlex
+import signal
 import sys
 
 import pytest
+from cluster import until
 from home import REPOSITORY
 
 pytestmark = pytest.mark.slurm
@@ -14,7 +17,7 @@ def test_the_nodes_of_an_allocation_are_examined_through_srun(cluster, home):
     line = shlex.join([sys.executable, "-m", "launch", "doctor", home.config, "--json"])
     flags = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--open-mode=append", f"--output={home.path}/doctor.log")
     job = cluster.sbatch(REPOSITORY, *flags, f"--wrap={line}")
-    cluster.wait(job, "COMPLETED", limit_s=180)
+    cluster.wait(job, "COMPLETED")
     told = json.loads(cluster.log(job))
     assert (told["ok"], told["exclude"]) == (True, [])
     assert [(node["host"], node["promised"], node["workers"]) for node in told["nodes"]] == [("n1", 1, 0), ("n2", 1, 0)]
@@ -31,10 +34,9 @@ def test_an_interrupt_ends_the_examination_on_all_nodes_and_not_the_job(cluster,
         [
             "env",
             f"PYTHONPATH={asleep}",
-            "timeout",
-            "--signal=INT",
+            "timeout",  # as a terminal does, it hands the signal to all that it has started
             "--preserve-status",
-            "8",
+            "600",
             sys.executable,
             "-m",
             "launch",
@@ -43,10 +45,12 @@ def test_an_interrupt_ends_the_examination_on_all_nodes_and_not_the_job(cluster,
         ]
     )
     steps = "squeue --noheader --steps --jobs=$SLURM_JOB_ID --format=%i"
-    line = f"{doctor}; echo ended $?; for wait in 1 2 3 4 5 6 7 8; do sleep 0.5; done; echo steps $({steps})"
+    gone = f'for wait in $(seq 60); do [ "$({steps})" = $SLURM_JOB_ID.batch ] && break; sleep 0.5; done'
+    line = f"sh -c 'echo $$ > {asleep}/doctor; exec {doctor}'; echo ended $?; {gone}; echo steps $({steps})"
     flags = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--open-mode=append", f"--output={home.path}/interrupted.log")
     job = cluster.sbatch(REPOSITORY, *flags, f"--wrap={line}")
-    cluster.wait(job, "COMPLETED", limit_s=120)
-    assert [(asleep / f"node-{node}").exists() for node in (0, 1)] == [True, True]
+    until(lambda: all((asleep / f"node-{node}").exists() for node in (0, 1)), "not both nodes are examined")
+    os.kill(int((asleep / "doctor").read_text()), signal.SIGINT)
+    cluster.wait(job, "COMPLETED")
     assert "ended 130" in cluster.log(job)
     assert f"steps {job}.batch\n" in cluster.log(job)

@@ -41,14 +41,14 @@ def array(cluster, home):
     call = f"exec bash {SCRIPT} {home.config} run.name=$strategy shard.strategy=$strategy"
     script.write_text("\n".join(["#!/bin/bash", *flags, pick, call, ""]))
     job = cluster.sbatch(REPOSITORY, "--array=0-2", "--nodes=2", "--cpus-per-task=2", f"--output={home.path}/array-%a.log", str(script))
-    wait_for_step(home.run("zero2"), 5, limit_s=240)
+    wait_for_step(home.run("zero2"), 5)
     cluster.scancel("--batch", "--signal=USR2", f"{job}_1")  # what --signal=B:USR2@600 sends: some sites need USR1 for themselves
     return job
 
 
 @pytest.mark.parametrize(("task", "strategy"), list(enumerate(STRATEGIES)))
 def test_two_nodes_have_the_curve_of_one_process(array, cluster, home, task, strategy):
-    ended = cluster.wait(f"{array}_{task}", "COMPLETED", limit_s=240)
+    ended = cluster.wait(f"{array}_{task}", "COMPLETED")
     assert (ended["NumNodes"], ended["ExitCode"]) == ("2", "0:0")
     assert home.outcome(strategy)["reason"] == "all 60 steps are made"
     assert home.strays(strategy) < STRATEGIES[strategy]
@@ -56,7 +56,7 @@ def test_two_nodes_have_the_curve_of_one_process(array, cluster, home, task, str
 
 
 def test_only_the_task_of_an_array_that_was_asked_is_started_again(array, cluster, home):
-    ended = [cluster.wait(f"{array}_{task}", "COMPLETED", limit_s=240) for task in range(3)]
+    ended = [cluster.wait(f"{array}_{task}", "COMPLETED") for task in range(3)]
     assert [job["Restarts"] for job in ended] == ["0", "1", "0"]
     assert [home.attempts(strategy) for strategy in STRATEGIES] == [1, 2, 1]
 
@@ -67,9 +67,10 @@ def test_a_warning_before_the_time_limit_saves_queues_again_and_goes_on(submit, 
         job = submit("limit", "track.wandb=online", "track.project=pets", "track.limit_s=100", **wandb.environment())
         wait_for_step(home.run("limit"), 5)
         cluster.signal_rank(job, 1, signal.SIGSTOP)  # else a busy machine may come to the last step before W&B has heard of the run
-        until(lambda: wandb.runs, 120, "W&B has not heard of the run")
-        cluster.signal_rank(job, 1, signal.SIGCONT)
+        until(lambda: wandb.runs, "W&B has not heard of the run")
         cluster.scancel("--batch", "--signal=USR1", job)
+        until(lambda: "USR1: all ranks are asked to save and stop" in cluster.log(job), "the job has not heard the signal")
+        cluster.signal_rank(job, 1, signal.SIGCONT)
         cluster.wait_for_restart(job)
         saved = home.outcome("limit")
         assert (saved["outcome"], saved["reason"]) == ("saved", "asked to stop by SIGUSR1")
@@ -77,7 +78,7 @@ def test_a_warning_before_the_time_limit_saves_queues_again_and_goes_on(submit, 
         [number] = wandb.runs
         with (home.run("limit") / "attempts" / "1" / "saves.jsonl").open("a") as saves:
             saves.write('{"step": 5, "seconds": 41.0}\n')
-        ended = cluster.wait(job, "COMPLETED", limit_s=240)
+        ended = cluster.wait(job, "COMPLETED")
     assert (ended["Restarts"], ended["ExitCode"], home.attempts("limit")) == ("1", "0:0", 2)
     assert home.outcome("limit")["outcome"] == "done"
     assert home.strays("limit") < EXACT
@@ -99,6 +100,7 @@ def test_a_preempted_job_queues_again_and_goes_on(submit, cluster, home, partiti
     name = f"preempted-{partition}"
     job = submit(name, partition=partition)
     wait_for_step(home.run(name), 6)
+    cluster.signal_rank(job, 1, signal.SIGSTOP)  # it does not end before; Slurm lets it go on when it asks it to leave
     urgent = cluster.sbatch(home.path, "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 2")
     cluster.wait(urgent, "COMPLETED")
     ended = cluster.wait(job, "COMPLETED")
@@ -126,8 +128,9 @@ def lost(cluster, home):
         return cluster.sbatch(REPOSITORY, *flags, SCRIPT, home.config, f"run.name={name}", *overrides)
 
     dead, mute = submit("dead"), submit("mute", "train.duration=100000 steps")
-    for name in ("dead", "mute"):
-        wait_for_step(home.run(name), 6)
+    wait_for_step(home.run("dead"), 6)
+    cluster.signal_rank(dead, 1, signal.SIGSTOP)  # else it may be at its end before the other is that far
+    wait_for_step(home.run("mute"), 6)
     cluster.kill_daemon("n2")
     cluster.kill_processes("n2", dead)
     made = max(step for step, _ in rows(home.run("mute")))

@@ -70,7 +70,7 @@ def test_a_job_runs_what_was_submitted_whatever_is_edited_while_it_waits(submit,
     assert (again.returncode, f"has a job already: {job} waits in the queue" in again.stderr) == (2, True)
 
     subprocess.run(["scontrol", "release", job], env=cluster.env, check=True, timeout=60)
-    ended = cluster.wait(job, "COMPLETED", limit_s=180)
+    ended = cluster.wait(job, "COMPLETED")
     assert (ended["NumNodes"], ended["ExitCode"]) == ("2", "0:0")
     assert largest_difference(rows(home.run("reference")), rows(run)) < EXACT
     assert not list(tmp_path.rglob("pwned"))
@@ -148,7 +148,7 @@ def test_a_job_that_is_cancelled_with_save_ends_after_its_commit_and_is_not_queu
     assert (saved["outcome"], saved["reason"]) == ("saved", "asked to stop by SIGTERM")
     assert f"saved at step {saved['step']}" in done.stdout
     assert (run / "checkpoints" / "latest").read_text().strip() == f"step-{saved['step']:08d}"
-    ended = cluster.wait(job, "COMPLETED", limit_s=20)
+    ended = cluster.wait(job, "COMPLETED")
     assert (ended["Restarts"], ended["ExitCode"]) == ("0", "0:0")
     assert "has ended already" in launch("cancel", "--save", job).stdout
     cluster.assert_nothing_is_left(job)
