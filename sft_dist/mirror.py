@@ -84,7 +84,7 @@ def main(arguments: list[str]) -> None:
     """
     run, mode, limit_s = RunDir(Path(arguments[0])), arguments[1], float(arguments[2])
     os.umask(0o077)
-    os.nice(10)  # the training comes first
+    os.nice(19)  # the training comes first
     screen = os.fdopen(os.dup(1), "w", buffering=1)  # not handed on to W&B's own processes, which may live longer
     os.dup2(2, 1)
     ending = Ending(limit_s)
