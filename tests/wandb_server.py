@@ -1,6 +1,7 @@
 """A W&B server for tests, on 127.0.0.1: one that keeps what it is sent, or one that fails in a way of its own."""
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -185,6 +186,16 @@ class Server:
         }  # fmt: skip
 
 
+class Listening(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, *about: Any) -> None:
+        """Who asks may give up, and is gone when the answer comes: nothing that a test's screen should show."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(*about)
+
+
 @contextmanager
 def serve(failure: str = "", **settings: Any) -> Iterator[Server]:
     server = Server(failure, **settings)
@@ -206,9 +217,7 @@ def serve(failure: str = "", **settings: Any) -> Iterator[Server]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    listening.daemon_threads = True
-    listening.block_on_close = False
+    listening = Listening(("127.0.0.1", 0), Handler)
     server.port = listening.server_port
     server.shelf.place = f"http://127.0.0.1:{server.port}"
     threading.Thread(target=listening.serve_forever, daemon=True).start()
