@@ -491,7 +491,7 @@ def test_a_server_that_fails_costs_a_warning_and_a_bounded_end(
     warnings = [line for line in said if not line.startswith("W&B: http")]
     assert len(warnings) == 1 and "sft-dist sync" in warnings[0], said
     saw(f"{failure}: {warnings[0]}")
-    assert trained_s < 4 and ended_s < limit_s + 10  # the start of W&B alone may wait for half of the limit
+    assert trained_s < 2 and ended_s < 11
     assert failure not in TOLD_AT_ONCE or list(offline_steps(run).values()) == [[1, 2, 3, 4, 5]]
     assert no_process_is_left(run)
 
