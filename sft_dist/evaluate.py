@@ -14,7 +14,6 @@ from sft_dist.schedule import Pick
 from sft_dist.signals import StopRequest
 from sft_dist.tally import Evidence
 from sft_dist.tasks import Scores, Task
-from sft_dist.transforms import evaluation
 
 ROUNDS_PER_LOOK = 8  # how many micro-batches go by between two looks at the stop request
 
@@ -35,7 +34,7 @@ def evaluate(
     """
     micro = config.eval.micro or config.batch.micro
     rank, world = (engine.rank, engine.world) if config.eval.where == "all" else (engine.rank, 1)
-    samples = loading.Samples(split, evaluation(config.data), config.data.size, config.train.seed)
+    samples = loading.Samples(split, task.prepare(config.data, False), config.data.size, config.train.seed)
     mine = shares(len(split), rank, world, micro) if rank < world else []
     workers = loading_processes(config, engine.place) if len(mine) > 1 else 0
     with engine.together():
@@ -49,10 +48,10 @@ def evaluate(
         if batch is not None:
             problems += batch.problems
             company = batch
-            found += task.measure(engine.module, loading.to_device(batch, engine.device))
+            found += task.measure(engine.module, batch.to(engine.device))
         elif engine.strategy.params_sharded:  # the others need this rank's part of the parameters
             company = company or task.collate([samples[Pick(0, 0)]])
-            task.measure(engine.module, loading.to_device(company, engine.device))
+            task.measure(engine.module, company.to(engine.device))
         if round_ % ROUNDS_PER_LOOK == 0:
             bad, asked = engine.sum([float(len(problems)), float(request.made)])
             if bad:

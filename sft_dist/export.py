@@ -8,7 +8,7 @@ from typing import Any
 from sft_dist import archive, checkpoint, inventory, manifest, parse, rundir, transforms
 from sft_dist.config import Config
 from sft_dist.errors import ConfigError
-from sft_dist.models import family
+from sft_dist.families import family
 from sft_dist.rundir import RunDir, to_json
 
 FILES = ("model.safetensors", "classes.json", "preprocessing.json", "config.yaml", "predict.py", "README.md")

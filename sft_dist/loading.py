@@ -1,13 +1,11 @@
 """From windows to batches: what is read, by which worker, with which random draws, and how it gets to the device."""
 
-import dataclasses
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sft_dist import signals
@@ -15,29 +13,29 @@ from sft_dist.datasets import Split
 from sft_dist.errors import MachineError
 from sft_dist.plan import Plan
 from sft_dist.schedule import Pick, draw_seed, window
-from sft_dist.tasks import Sample, Task
+from sft_dist.tasks import Prepare, Sample, Task
 
 AHEAD = 2  # batches that each worker has ready, torch's default
 
 
 class Samples(Dataset[Sample]):
-    """A split with its transform. What it draws for a pick depends on (seed, epoch, index) alone, in whichever process it runs."""
+    """A split with what each sample goes through. What that draws depends on (seed, epoch, index) alone, in whichever process it runs."""
 
-    def __init__(self, split: Split, transform: Callable[[Tensor], Tensor], size: int, seed: int) -> None:
-        self.split, self.transform, self.size, self.seed = split, transform, size, seed
+    def __init__(self, split: Split, prepare: Prepare, size: int, seed: int) -> None:
+        self.split, self.prepare, self.size, self.seed = split, prepare, size, seed
 
     def __len__(self) -> int:
         return len(self.split)
 
     def __getitem__(self, pick: Pick) -> Sample:
-        torch.default_generator.manual_seed(draw_seed("augment", self.seed, pick.epoch, pick.position))
-        label = self.split.labels[pick.position]
+        position, draw = pick.position, draw_seed("augment", self.seed, pick.epoch, pick.position)
+        torch.default_generator.manual_seed(draw)
         try:
-            return Sample(pick.position, self.transform(self.split.read(pick.position)), label, None)
+            return Sample(position, *self.prepare(self.split.read(position), self.split.target(position)), None, draw)
         except (OSError, ValueError) as error:
             # Told with the batch and raised by all ranks together: a rank that stopped here would leave the others waiting.
             black = torch.zeros(3, self.size, self.size, dtype=torch.uint8)
-            return Sample(pick.position, black, label, f"data: unreadable sample {self.split.names[pick.position]}: {error}")
+            return Sample(position, black, None, f"data: unreadable sample {self.split.names[position]}: {error}")
 
 
 class Windows:
@@ -64,16 +62,6 @@ def evaluation_batches(task: Task, samples: Samples, shares: Sequence[Sequence[i
     """One batch for each share of positions. Raises MachineError as `training_batches` does."""
     _check_shared_memory(workers, max(map(len, shares), default=0) * 3 * samples.size**2)
     return _loader(samples, [[Pick(0, i) for i in share] for share in shares], task.collate, workers, pin)
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """A batch (dataclass) with its tensors on the device; copies from pinned memory overlap with what runs there."""
-    moved = {
-        field.name: value.to(device, non_blocking=True)
-        for field in dataclasses.fields(batch)
-        if isinstance(value := getattr(batch, field.name), Tensor)
-    }
-    return dataclasses.replace(batch, **moved)
 
 
 def _loader(samples: Samples, batches: Any, collate: Callable[..., Any], workers: int, pin: bool) -> "DataLoader[Any]":

@@ -11,7 +11,6 @@ from sft_dist import optim, scaling, tally
 from sft_dist.config import Config
 from sft_dist.engine import Engine
 from sft_dist.errors import ConfigError, DivergedError
-from sft_dist.loading import to_device
 from sft_dist.models import train_mode
 from sft_dist.plan import Plan
 from sft_dist.progress import Progress
@@ -87,7 +86,7 @@ def train_step(
         problems += batch.problems
         engine.draw(draw_seed("dropout", plan.seed, step, engine.rank, i))
         with engine.backward_pass(last=i == passes + idle - 1) as backward:
-            losses = task.loss(engine.wrapped, to_device(batch, engine.device))
+            losses = task.loss(engine.wrapped, batch.to(engine.device))
             engine.pulse.at("backward")
             backward(losses.total * ((scaled or 1.0) * engine.world / total))  # data parallelism averages over ranks; undo it
         sums = tally.add(sums, {"loss": losses.total.detach().double(), **losses.sums})
@@ -122,7 +121,7 @@ def _pass_idly(task: Task, batch: Batch, engine: Engine, last: bool) -> None:
     """A pass that keeps the other ranks company where they exchange something in each: its loss counts nothing, no statistic moves."""
     engine.module.eval()
     with engine.backward_pass(last) as backward:
-        backward(task.loss(engine.wrapped, to_device(batch, engine.device)).total * 0.0)
+        backward(task.loss(engine.wrapped, batch.to(engine.device)).total * 0.0)
     train_mode(engine.module)
 
 

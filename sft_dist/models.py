@@ -1,7 +1,6 @@
-"""Torchvision's classifiers: built by name, filled with weights, given a new head, and frozen where they shall not learn."""
+"""Torchvision's networks: built by name, filled with weights, given a new head, and frozen where they shall not learn."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -14,62 +13,9 @@ from torchvision.ops import StochasticDepth
 from sft_dist.blocks import recompute
 from sft_dist.config import Config, Model, Optim
 from sft_dist.errors import ConfigError
+from sft_dist.families import Family, family
 from sft_dist.schedule import draw_seed
 from sft_dist.weights import State, read
-
-
-@dataclass(frozen=True)
-class Family:
-    """What models of one kind have in common.
-
-    head: the module that is made anew for other classes. stages: what `last:N` counts, from input to output, each as the
-    prefixes of its parameters' names.
-    """
-
-    head: str
-    stages: Callable[[nn.Module], list[tuple[str, ...]]]
-
-
-def _resnet_stages(_: nn.Module) -> list[tuple[str, ...]]:
-    return [("conv1.", "bn1."), ("layer1.",), ("layer2.",), ("layer3.",), ("layer4.",)]
-
-
-def _mobilenet_stages(model: nn.Module) -> list[tuple[str, ...]]:
-    *features, last = [(f"features.{name}.",) for name, _ in model.get_submodule("features").named_children()]
-    return [*features, (*last, "classifier.")]
-
-
-def _vit_stages(model: nn.Module) -> list[tuple[str, ...]]:
-    *layers, last = [(f"encoder.layers.{name}.",) for name, _ in model.get_submodule("encoder.layers").named_children()]
-    return [("class_token", "conv_proj.", "encoder.pos_embedding"), *layers, (*last, "encoder.ln.")]
-
-
-def _hierarchy(norm: str) -> Callable[[nn.Module], list[tuple[str, ...]]]:
-    """Stem and four stages, each with the downsampling before it as a resnet's have it; the norm before the head goes with the last."""
-    later = [("features.2.", "features.3."), ("features.4.", "features.5."), ("features.6.", "features.7.", norm)]
-    return lambda _: [("features.0.",), ("features.1.",), *later]
-
-
-FAMILIES = {  # beginning of torchvision's name -> family; another one is another line
-    "resnet": Family("fc", _resnet_stages),
-    "resnext": Family("fc", _resnet_stages),
-    "wide_resnet": Family("fc", _resnet_stages),
-    "mobilenet_v2": Family("classifier.1", _mobilenet_stages),
-    "mobilenet_v3": Family("classifier.3", _mobilenet_stages),
-    "vit": Family("heads.head", _vit_stages),
-    "convnext": Family("classifier.2", _hierarchy("classifier.0.")),
-    "swin": Family("head", _hierarchy("norm.")),
-}
-
-
-def family(name: str) -> Family:
-    found = [FAMILIES[start] for start in FAMILIES if name.startswith(start)]
-    if not found or name not in torchvision.models.list_models(torchvision.models):
-        known = [
-            m for m in torchvision.models.list_models(torchvision.models) if m.startswith(tuple(FAMILIES)) and not m.startswith("quantized")
-        ]
-        raise ConfigError(f"model.name = {name!r}; use one of {', '.join(known)}")
-    return found[0]
 
 
 def build(config: Config, classes: Sequence[str], weights: bool = True) -> tuple[nn.Module, list[str]]:
@@ -78,16 +24,23 @@ def build(config: Config, classes: Sequence[str], weights: bool = True) -> tuple
     It takes uint8 images (n x 3 x height x width) and normalises them itself. What is new is drawn from `train.seed`.
     With `weights=False` nothing is loaded: for a model that is about to be restored from a checkpoint.
     """
-    kind = family(config.model.name)
+    kind = family(config.model.name, "classify")
     torch.manual_seed(draw_seed("model", config.train.seed))
     model = torchvision.models.get_model(config.model.name, weights=None, num_classes=len(classes))
     _check_size(model, config)
     _replace(model, kind.head, nn.Linear(_linear(model, kind.head).in_features, len(classes)))
+    model, told = furnish(model, config, classes, weights)
+    model.register_forward_pre_hook(normalise(config.data.mean, config.data.std))
+    return model, told
+
+
+def furnish(model: nn.Module, config: Config, classes: Sequence[str], weights: bool) -> tuple[nn.Module, list[str]]:
+    """A network fresh from torchvision with its pretrained weights, frozen as asked for; and what there is to say of the weights."""
     told = []
     if weights and config.model.weights != "none":
         state, source_classes = read(config.model)
         keep = config.model.head == "keep" or (config.model.head == "auto" and source_classes == tuple(classes))
-        told = fill(model, state, kind.head, keep, config.model.weights)
+        told = fill(model, state, family(config.model.name), keep, config.model.weights)
     if config.model.dropout == "none":
         _turn_off_draws(model)
     if config.model.norm == "sync":
@@ -95,21 +48,20 @@ def build(config: Config, classes: Sequence[str], weights: bool = True) -> tuple
     freeze(model, config.model)
     if config.model.activation_checkpointing:
         recompute(model)
-    model.register_forward_pre_hook(normalise(config.data.mean, config.data.std))
     return model, told
 
 
-def fill(model: nn.Module, state: State, head: str, keep_head: bool, source: str) -> list[str]:
+def fill(model: nn.Module, state: State, kind: Family, keep_head: bool, source: str) -> list[str]:
     """Copy a state into the model; returns what was left out, in words. Raises ConfigError if that is more than the head."""
     own = model.state_dict()
-    is_head = tuple(f"{head}.{part}" for part in ("weight", "bias"))
+    is_head = tuple(f"{layer}." for layer in kind.renewed)
     usable = {name: tensor for name, tensor in state.items() if name in own and tensor.shape == own[name].shape}
     if not keep_head:
-        usable = {name: tensor for name, tensor in usable.items() if name not in is_head}
+        usable = {name: tensor for name, tensor in usable.items() if not name.startswith(is_head)}
     missing = [name for name in own if name not in usable and not name.endswith("num_batches_tracked")]
-    needed = [name for name in missing if keep_head or name not in is_head]
+    needed = [name for name in missing if keep_head or not name.startswith(is_head)]
     unused = [name for name in state if name not in own]
-    foreign = [name for name in unused if not name.startswith(head.split(".")[0] + ".")]
+    foreign = [name for name in unused if not name.startswith(tuple(layer.split(".")[0] + "." for layer in kind.renewed))]
     if needed or foreign:
         raise ConfigError(
             f"model.weights = {source!r} does not fit the model: {len(own) - len(missing)} of {len(own)} tensors match; "
@@ -140,15 +92,16 @@ def trained_prefixes(model: nn.Module, config: Model) -> tuple[str, ...]:
     kind = family(config.name)
     if config.train == "all":
         return ("",)
+    heads = tuple(f"{head}." for head in kind.heads)
     if config.train == "head":
-        return (kind.head + ".",)
+        return heads
     stages = kind.stages(model)
     count = int(config.train.removeprefix("last:"))
     if count > len(stages):
         raise ConfigError(
             f"model.train = {config.train!r}, but {config.name} has {len(stages)} stages; use all, or last:N with N <= {len(stages)}"
         )
-    return (kind.head + ".", *(prefix for stage in stages[-count:] for prefix in stage))
+    return (*heads, *(prefix for stage in stages[-count:] for prefix in stage))
 
 
 def train_mode(model: nn.Module) -> None:
@@ -191,7 +144,7 @@ def counts(model: nn.Module, optim: Optim, bytes_each: int = 4) -> dict[str, int
 
 def on_paper(config: Config, classes: int) -> dict[str, int]:
     """`counts` of a config's model without memory or weights."""
-    family(config.model.name)  # refuses unknown names
+    family(config.model.name, config.task)  # refuses unknown names
     with torch.device("meta"):
         model = torchvision.models.get_model(config.model.name, weights=None, num_classes=classes)
     _check_size(model, config)

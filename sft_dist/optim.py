@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from sft_dist.config import Config
-from sft_dist.models import family
+from sft_dist.families import family
 
 # Tables of positions and factors on a whole channel or attention head, which torchvision may store with more than one axis. The recipes of
 # ViT, Swin, Swin V2 (microsoft/Swin-Transformer: no_weight_decay_keywords, with the network that computes its table) and ConvNeXt (its
@@ -34,12 +34,12 @@ def build(model: nn.Module, config: Config) -> Optimizer:
 
 def param_groups(model: nn.Module, config: Config) -> list[dict[str, Any]]:
     """Up to four groups: body and head, each with decay (matrices, filters) and without (biases, norms, `UNDECAYED`)."""
-    head = family(config.model.name).head + "."
+    heads = tuple(f"{head}." for head in family(config.model.name).heads)
     members: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decays = parameter.ndim > 1 and not name.endswith(UNDECAYED)
-            members.setdefault((name.startswith(head), decays), []).append(parameter)
+            members.setdefault((name.startswith(heads), decays), []).append(parameter)
     return [
         {
             "params": parameters,

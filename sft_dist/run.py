@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
-from sft_dist import attempts, average, beside, checkpoint, datasets, loading, optim, parse, rundir, signals, tally, track, transforms
+from sft_dist import attempts, average, beside, checkpoint, datasets, loading, optim, parse, rundir, signals, tally, track
 from sft_dist.checkpoint import About
 from sft_dist.communication import measured
 from sft_dist.config import Config
@@ -150,7 +150,7 @@ def _pay_debts(parts: Parts, progress: Progress) -> tuple[Progress, bool]:
 
 def _batches(parts: Parts, progress: Progress) -> Iterable[Batch]:
     config, engine = parts.config, parts.engine
-    samples = loading.Samples(parts.splits.train, transforms.training(config.data), config.data.size, config.train.seed)
+    samples = loading.Samples(parts.splits.train, parts.task.prepare(config.data, True), config.data.size, config.train.seed)
     workers, pin = loading_processes(config, engine.place), engine.device.type == "cuda"
     with engine.together():
         return loading.training_batches(parts.task, samples, parts.plan, engine.rank, progress.step, workers, pin)

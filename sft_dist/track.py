@@ -135,17 +135,23 @@ def _times(spent: Mapping[str, float]) -> dict[str, float]:
 
 
 def write_predictions(run: RunDir, step: int, split: Split, evidence: Evidence) -> None:
-    """predictions/<step>.jsonl, one object a sample in the order of the split; probabilities to six digits."""
+    """predictions/<step>.jsonl, one object a sample in the order of the split; probabilities, and other lists of numbers, to six digits."""
     places = sorted((int(sample), table, place) for table, rows in enumerate(evidence.rows) for place, sample in enumerate(rows["id"]))
     assert [sample for sample, _, _ in places] == list(range(len(split))), "every sample is evaluated exactly once"
 
     def lines() -> Iterator[str]:
         for sample, table, place in places:
-            row = {name: column[place].tolist() for name, column in evidence.rows[table].items()}
-            row |= {"id": split.names[sample], "probs": [float(f"{p:.6g}") for p in row["probs"]]}
-            yield json.dumps(row) + "\n"
+            row = {name: _short(column[place].tolist()) for name, column in evidence.rows[table].items()}
+            yield json.dumps({**row, "id": split.names[sample]}) + "\n"
 
     write_atomically(run.predictions / f"{step_name(step)}.jsonl", lines())
+
+
+def _short(value: Any) -> Any:
+    """The numbers of a list to six digits."""
+    if isinstance(value, list):
+        return [float(f"{each:.6g}") if isinstance(each, float) else _short(each) for each in value]
+    return value
 
 
 def keep_predictions(run: RunDir, steps: Sequence[int]) -> None:

@@ -15,7 +15,7 @@ from torch.optim import SGD
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformer, SwinTransformerBlockV2
 
-from sft_dist import models
+from sft_dist import families, models
 from sft_dist.blocks import blocks, recompute
 from sft_dist.config import Config
 from sft_dist.engine import Engine
@@ -76,7 +76,7 @@ def test_the_repeated_parts_are_found_from_input_to_output(name: str, count: int
 def test_no_block_holds_another_and_none_is_the_head(name: str) -> None:
     paths = [path for path, _ in blocks(on_meta(name))]
     assert not [pair for pair in itertools.permutations(paths, 2) if pair[0].startswith(f"{pair[1]}.")]
-    assert not [path for path in paths if models.family(name).head.startswith(path)]
+    assert not [path for path in paths if families.family(name).head.startswith(path)]
 
 
 def test_plain_containers_are_entered_and_leaves_left_out() -> None:

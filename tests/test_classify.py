@@ -14,13 +14,13 @@ from torchmetrics.functional import classification as torchmetrics
 
 from sft_dist.tally import Evidence
 from sft_dist.tasks import TASKS, Sample, Scores
-from sft_dist.tasks.classify import Batch, collate, loss, measure, score
+from sft_dist.tasks.classify import Labelled, collate, loss, measure, score
 
 AS_THEY_ARE = nn.Identity()  # the logits stand where the images would
 
 
-def a_batch(logits: Tensor, labels: Tensor, first: int = 0) -> Batch:
-    return Batch(torch.arange(first, first + len(labels)), logits, labels, ())
+def a_batch(logits: Tensor, labels: Tensor, first: int = 0) -> Labelled:
+    return Labelled(torch.arange(first, first + len(labels)), (), logits, labels)
 
 
 def drawn(samples: int, classes: int, seed: int, used: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:

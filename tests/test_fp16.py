@@ -171,7 +171,7 @@ def bare_loop(folder: Path) -> Iterator[tuple[float, float, float]]:
     import torchvision
     from safetensors.torch import load_file
 
-    from sft_dist import datasets, loading, models, parse, plan, tasks, transforms
+    from sft_dist import datasets, loading, models, parse, plan, tasks
 
     config = parse.load(folder / "config.yaml")
     splits = datasets.load(config.data)
@@ -187,7 +187,7 @@ def bare_loop(folder: Path) -> Iterator[tuple[float, float, float]]:
     scaler = torch.amp.GradScaler("cpu")
     mean, std = (torch.tensor(three)[:, None, None] for three in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     numbers = plan.make_plan(config, plan.World(), len(splits.train), len(splits.val))
-    samples = loading.Samples(splits.train, transforms.training(config.data), 32, 0)
+    samples = loading.Samples(splits.train, tasks.TASKS["classify"].prepare(config.data, True), 32, 0)
     batches = iter(loading.training_batches(tasks.TASKS["classify"], samples, numbers, 0, 0, 0, pin=False))
     for _ in range(4):
         loss = 0.0

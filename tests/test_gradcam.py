@@ -6,7 +6,7 @@ import torchvision
 from torch import nn
 from torchvision.models.vision_transformer import VisionTransformer
 
-from sft_dist.models import FAMILIES
+from sft_dist.families import CLASSIFIERS
 from sft_dist.report import gradcam
 
 
@@ -17,7 +17,7 @@ def small_vit() -> nn.Module:
 def built(name: str) -> nn.Module:
     torch.manual_seed(0)
     model: nn.Module = small_vit() if name == "vit_b_16" else torchvision.models.get_model(name, weights=None, num_classes=3)
-    head = model.get_submodule(next(family.head for start, family in FAMILIES.items() if name.startswith(start)))
+    head = model.get_submodule(next(family.head for start, family in CLASSIFIERS.items() if name.startswith(start)))
     nn.init.uniform_(head.weight)  # else, untrained, nothing may speak for anything
     return model.eval()
 
@@ -27,7 +27,7 @@ def images(count: int, size: int = 64) -> torch.Tensor:
 
 
 def test_every_family_of_models_has_a_place_to_look_at() -> None:
-    assert set(gradcam.LOOKS) == set(FAMILIES)
+    assert set(gradcam.LOOKS) == set(CLASSIFIERS)
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,14 @@ import torch
 from given import a_config
 from PIL import Image
 
-from sft_dist import datasets, loading, transforms
+from sft_dist import datasets, loading
 from sft_dist.config import Config, Data
 from sft_dist.datasets import Split
 from sft_dist.errors import MachineError
 from sft_dist.plan import Plan, World, make_plan
 from sft_dist.schedule import Pick, window
 from sft_dist.tasks import TASKS
-from sft_dist.tasks.classify import Batch
+from sft_dist.tasks.classify import Labelled
 
 CLASSIFY = TASKS["classify"]
 
@@ -29,7 +29,7 @@ def plan_of(world: int = 1, samples: int = 20, **keys: object) -> Plan:
 
 def samples_of(split: Split, size: int = 8) -> loading.Samples:
     data = Data(name="digits", size=size, augment="none")
-    return loading.Samples(split, transforms.training(data), size, seed=0)
+    return loading.Samples(split, CLASSIFY.prepare(data, True), size, seed=0)
 
 
 def digits(count: int = 20) -> Split:
@@ -111,8 +111,8 @@ def test_workers_ignore_the_signals_that_stop_a_run_and_leave_with_it() -> None:
 
 
 def test_a_batch_moves_with_its_tensors_and_keeps_the_rest() -> None:
-    batch = Batch(torch.arange(2), torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([1, 0]), ("a problem",))
-    moved = loading.to_device(batch, torch.device("meta"))
+    batch = Labelled(torch.arange(2), ("a problem",), torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([1, 0]))
+    moved = batch.to(torch.device("meta"))
     assert {moved.ids.device.type, moved.images.device.type, moved.labels.device.type} == {"meta"}
     assert (moved.problems, moved.images.dtype) == (("a problem",), torch.uint8)
 

@@ -13,7 +13,7 @@ from torchvision.models.swin_transformer import ShiftedWindowAttention, SwinTran
 from torchvision.ops import StochasticDepth
 from torchvision.transforms.v2.functional import normalize
 
-from sft_dist import models
+from sft_dist import families, models
 from sft_dist.blocks import blocks
 from sft_dist.config import Config
 from sft_dist.errors import ConfigError
@@ -89,7 +89,7 @@ def test_of_a_vit_the_last_layers_learn_and_not_the_first() -> None:
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobilenet_v3_small", "vit_b_16", "convnext_tiny", "swin_t", "swin_v2_t"])
 def test_all_means_every_parameter_and_so_does_the_largest_last_n(name: str) -> None:
     model = on_meta(name)
-    for train in ("all", f"last:{len(models.family(name).stages(model))}"):
+    for train in ("all", f"last:{len(families.family(name).stages(model))}"):
         models.freeze(model, config_of(name, model__train=train).model)
         assert all(parameter.requires_grad for parameter in model.parameters())
 
@@ -233,7 +233,7 @@ def test_the_counts_on_paper_are_those_of_the_real_model(name: str, train: str) 
 
 @pytest.mark.parametrize("name", CHOOSABLE)
 def test_every_model_that_can_be_chosen_has_its_head_and_its_stages(name: str) -> None:
-    kind, model = models.family(name), on_meta(name)
+    kind, model = families.family(name), on_meta(name)
     head = model.get_submodule(kind.head)
     assert isinstance(head, nn.Linear)
     assert head.out_features == 10
@@ -249,14 +249,14 @@ def test_nearly_all_weights_of_every_model_are_in_parts_that_can_be_sharded_and_
         return sum(parameter.numel() for module in modules for parameter in module.parameters())
 
     model = on_meta(name)
-    head = size(model.get_submodule(models.family(name).head.split(".")[0]))
+    head = size(model.get_submodule(families.family(name).head.split(".")[0]))
     assert size(*(block for _, block in blocks(model))) >= 0.9 * (size(model) - head)
 
 
 def test_a_model_that_cannot_be_chosen_is_refused_with_those_that_can() -> None:
     for name in ("resnet19", "alexnet", "fcn_resnet50", "mobilenet", "quantized_resnet18"):
         with pytest.raises(ConfigError) as caught:
-            models.family(name)
+            families.family(name)
         assert caught.value.problems == (f"model.name = {name!r}; use one of {', '.join(CHOOSABLE)}",)
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sft_dist.config import Data
@@ -15,19 +15,33 @@ from sft_dist.schedule import draw_seed
 class Split:
     """Samples that can be read one by one.
 
-    names: what each sample is called in messages and predictions, the same on every machine. labels: class numbers.
-    read: position -> uint8 image of 3 x height x width. Raises OSError or ValueError where it is unreadable.
+    names: what each sample is called in messages and predictions, the same on every machine. labels: class numbers; none where the truth
+    of a sample is more than one, a mask or boxes. read: position -> uint8 image of 3 x height x width. truth: position -> that mask or
+    those boxes. Both raise OSError or ValueError where they are unreadable. marks: what changes when a sample's truth does.
     """
 
     names: Sequence[str]
     labels: Sequence[int]
     read: Callable[[int], Any]
+    truth: Callable[[int], Any] | None = None
+    marks: Sequence[object] = ()
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.names)
+
+    def target(self, position: int) -> Any:
+        """What is to be learned of a sample."""
+        return self.truth(position) if self.truth else self.labels[position]
 
     def subset(self, positions: Sequence[int]) -> "Split":
-        return Split([self.names[i] for i in positions], [self.labels[i] for i in positions], lambda i: self.read(positions[i]))
+        truth = self.truth
+        return Split(
+            [self.names[i] for i in positions],
+            [self.labels[i] for i in positions] if self.labels else (),
+            lambda i: self.read(positions[i]),
+            (lambda i: truth(positions[i])) if truth else None,
+            [self.marks[i] for i in positions] if self.marks else (),
+        )
 
 
 @dataclass(frozen=True)
@@ -44,29 +58,32 @@ class Splits:
         """Changes when a sample is added, removed, renamed, relabelled or moved between training and validation."""
         digest = hashlib.sha256(repr(self.classes).encode())
         for split in (self.train, self.val):
-            for name, label in zip(split.names, split.labels, strict=True):
-                digest.update(f"{name}\0{label}\n".encode(errors="surrogateescape"))  # a file's name is bytes, of any kind
+            for name, mark in zip(split.names, split.marks or split.labels, strict=True):
+                digest.update(f"{name}\0{mark}\n".encode(errors="surrogateescape"))  # a file's name is bytes, of any kind
             digest.update(b"\0")
         return digest.hexdigest()[:16]
 
 
 def draw_splits(whole: Split, val: Split | None, test: Split | None, classes: Sequence[str], data: Data) -> Splits:
-    """Keep the classes asked for, hold validation out of training where there is none, and thin training to `data.per_class`."""
+    """Keep the classes asked for, hold validation out of training where there is none, and thin training to `data.per_class`.
+
+    Samples without class numbers (masks, boxes) are all kept, and held out as if they were of one class.
+    """
     kept = choose_classes(classes, data)
     number = {list(classes).index(name): new for new, name in enumerate(kept)}
 
     def of_kept(split: Split) -> Split:
-        if kept == tuple(classes):
+        if kept == tuple(classes) or not split.labels:
             return split
         chosen = split.subset([i for i, label in enumerate(split.labels) if label in number])
-        return Split(chosen.names, [number[label] for label in chosen.labels], chosen.read)
+        return replace(chosen, labels=[number[label] for label in chosen.labels])
 
     whole = of_kept(whole)
     val, test = (None if split is None else of_kept(split) for split in (val, test))
     if val is None:
         if not data.val_fraction:
             raise ConfigError("data.val_fraction = 0, but the set has no validation split of its own; use 0.2, say")
-        held = hold_out(whole.labels, data.val_fraction, data.split_seed)
+        held = hold_out(whole.labels or [0] * len(whole), data.val_fraction, data.split_seed)
         val = whole.subset(held)
         held_set = set(held)
         whole = whole.subset([i for i in range(len(whole)) if i not in held_set])

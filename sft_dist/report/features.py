@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sft_dist.models import family
+from sft_dist.families import family
 from sft_dist.report.exhibits import Map
 
 Features = NDArray[np.float64]

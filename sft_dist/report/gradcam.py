@@ -48,7 +48,7 @@ def _resnet(_: nn.Module) -> list[str]:
     return ["layer1", "layer2", "layer3", "layer4"]
 
 
-LOOKS = {  # beginning of torchvision's name -> where to look, for every family of `models`
+LOOKS = {  # beginning of torchvision's name -> where to look, for every family of classifiers
     "resnet": Look(_resnet, _channels_first),
     "resnext": Look(_resnet, _channels_first),
     "wide_resnet": Look(_resnet, _channels_first),

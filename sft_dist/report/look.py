@@ -11,7 +11,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from sft_dist import archive, checkpoint, datasets, models, parse, transforms
+from sft_dist import archive, checkpoint, datasets, models, parse
 from sft_dist.config import Config
 from sft_dist.datasets import Split, Splits
 from sft_dist.errors import SftError
@@ -22,6 +22,7 @@ from sft_dist.report.exhibits import Balance, Cam, Drawn, Drift, Embedding, Exhi
 from sft_dist.report.study import Answer, Study, study
 from sft_dist.rundir import RunDir, read_json, step_name, writing
 from sft_dist.schedule import Pick
+from sft_dist.tasks import TASKS
 
 SIDE = 128  # pixels of a picture's side
 SEEN, EPOCHS = 6, 3  # training samples that are shown, and how often each
@@ -118,8 +119,8 @@ def _balance(scene: Scene) -> dict[str, Any]:
 
 def _augmented(scene: Scene) -> dict[str, Any]:
     """Some training samples, as evaluation would show them and as they were drawn in the first epochs: the same draws, by the same seeds."""
-    data, split = scene.config.data, scene.splits.train
-    plain, drawn = (_samples(scene, split, kind(data)) for kind in (transforms.evaluation, transforms.training))
+    split = scene.splits.train
+    plain, drawn = (_samples(scene, split, training) for training in (False, True))
     shown = []
     for number, place in enumerate(_spread(len(split), SEEN)):
         looks = [plain[Pick(0, place)], *(drawn[Pick(epoch, place)] for epoch in range(EPOCHS))]
@@ -158,7 +159,7 @@ def _cams(scene: Scene) -> dict[str, Any]:
     chosen = [*scene.looked.worst[:LOOKED], *(right[i] for i in _spread(len(right), LOOKED))]
     places = {name: i for i, name in enumerate(scene.splits.val.names)}
     there = [one for one in chosen if one.id in places and {one.said, one.truth} <= set(scene.classes)]
-    samples = _samples(scene, scene.splits.val, transforms.evaluation(scene.config.data))
+    samples = _samples(scene, scene.splits.val)
     read = [(one, sample.image) for one in there if not (sample := samples[Pick(0, places[one.id])]).problem]
     name = scene.config.model.name
     layer = gradcam.layer(scene.after, name, read[0][1][None]) if read else None
@@ -191,7 +192,7 @@ def _embedding(scene: Scene) -> dict[str, Any]:
         return {}
     split = scene.splits.val
     places = _spread(len(split), MAPPED)
-    samples = _samples(scene, split, transforms.evaluation(scene.config.data))
+    samples = _samples(scene, split)
     labels = np.array([split.labels[place] for place in places])
 
     def described(model: nn.Module) -> Any:
@@ -205,8 +206,9 @@ def _batches(samples: Samples, places: Sequence[int]) -> Iterator[Tensor]:
         yield torch.stack([samples[Pick(0, place)].image for place in places[first : first + AT_ONCE]])
 
 
-def _samples(scene: Scene, split: Split, transform: Any) -> Samples:
-    return Samples(split, transform, scene.config.data.size, scene.config.train.seed)
+def _samples(scene: Scene, split: Split, training: bool = False) -> Samples:
+    data = scene.config.data
+    return Samples(split, TASKS[scene.config.task].prepare(data, training), data.size, scene.config.train.seed)
 
 
 def _spread(there: int, wanted: int) -> list[int]:

@@ -7,40 +7,41 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sft_dist import models
+from sft_dist import models, transforms
+from sft_dist.config import Data
 from sft_dist.tally import Evidence
-from sft_dist.tasks.contract import Losses, Sample, Scores, Task
+from sft_dist.tasks.contract import Batch, Losses, Prepare, Sample, Scores, Task
 
 
 @dataclass(frozen=True)
-class Batch:
-    """ids, labels: int64 of n. images: uint8 of n x 3 x height x width."""
+class Labelled(Batch):
+    """images: uint8 of n x 3 x height x width. labels: int64 of n."""
 
-    ids: Tensor
     images: Tensor
     labels: Tensor
-    problems: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    return Batch(
+def prepare(data: Data, training: bool) -> Prepare:
+    transform = transforms.training(data) if training else transforms.evaluation(data)
+    return lambda image, label: (transform(image), label)
+
+
+def collate(samples: Sequence[Sample]) -> Labelled:
+    return Labelled(
         ids=torch.tensor([sample.id for sample in samples]),
         images=torch.stack([sample.image for sample in samples]),
-        labels=torch.tensor([sample.label for sample in samples]),
+        labels=torch.tensor([sample.target or 0 for sample in samples]),  # what cannot be read stops the run
         problems=tuple(sample.problem for sample in samples if sample.problem),
     )
 
 
-def loss(model: nn.Module, batch: Batch) -> Losses:
+def loss(model: nn.Module, batch: Labelled) -> Losses:
     logits = model(batch.images)
     total = functional.cross_entropy(logits, batch.labels, reduction="sum")
     return Losses(total, {"top1": (logits.detach().argmax(1) == batch.labels).sum()})
 
 
-def measure(model: nn.Module, batch: Batch) -> Evidence:
+def measure(model: nn.Module, batch: Labelled) -> Evidence:
     """Sums: samples, loss, top1, top5 and the confusion matrix (classes x classes: row the truth, column the prediction)."""
     logits = model(batch.images)
     classes = logits.shape[1]
@@ -89,6 +90,7 @@ TASK = Task(
     headline="val/top1",
     higher_is_better=True,
     build=models.build,
+    prepare=prepare,
     collate=collate,
     count=None,
     loss=loss,
