@@ -17,8 +17,9 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.tree import DecisionTreeClassifier
 
 from sft_dist.compare import resampling
-from sft_dist.compare.overlaps import Found, Objects, confusion, mean_ap, miou, ranked
+from sft_dist.compare.overlaps import mean_ap, miou, ranked
 from sft_dist.compare.resampling import Evidence, Score
+from sft_dist.overlaps import Found, Objects, confusion
 
 Masks = NDArray[np.int64]
 Scene = tuple[list[Objects], list[list[Found]]]
