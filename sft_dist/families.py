@@ -1,7 +1,8 @@
 """Which of torchvision's networks there are, and what each calls its head and its stages."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torchvision
 from torch import nn
@@ -15,13 +16,15 @@ class Family:
 
     head: the module that answers, which `model.train: head` lets learn; of a classifier its last layer. stages: what `last:N` counts, from
     input to output, each as the prefixes of its parameters' names. beside: modules that learn with the head. last: the layers in
-    these whose size goes with the classes, so that they are made anew for other ones; none named is the head itself.
+    these whose size goes with the classes, so that they are made anew for other ones; none named is the head itself. options: what
+    torchvision's builder is told beside the number of classes.
     """
 
     head: str
     stages: Callable[[nn.Module], list[tuple[str, ...]]]
     beside: tuple[str, ...] = ()
     last: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -52,6 +55,13 @@ def _hierarchy(norm: str) -> Callable[[nn.Module], list[tuple[str, ...]]]:
     return lambda _: [("features.0.",), ("features.1.",), *later]
 
 
+def _backbone_stages(model: nn.Module) -> list[tuple[str, ...]]:
+    """Those of the classifier that the backbone was: a resnet's five, or a mobilenet's layers one by one."""
+    backbone = model.get_submodule("backbone")
+    stages = _resnet_stages(backbone) if hasattr(backbone, "layer1") else [(f"{name}.",) for name, _ in backbone.named_children()]
+    return [tuple(f"backbone.{prefix}" for prefix in stage) for stage in stages]
+
+
 CLASSIFIERS = {  # beginning of torchvision's name -> family; another one is another line
     "resnet": Family("fc", _resnet_stages),
     "resnext": Family("fc", _resnet_stages),
@@ -63,7 +73,21 @@ CLASSIFIERS = {  # beginning of torchvision's name -> family; another one is ano
     "swin": Family("head", _hierarchy("norm.")),
 }
 
-ZOOS = {"classify": (torchvision.models, CLASSIFIERS)}  # task -> where torchvision lists its networks, and their families
+ALL_OURS = {"weights_backbone": None}  # torchvision would download a backbone by itself
+WITH_AUX = Family(
+    "classifier", _backbone_stages, ("aux_classifier",), ("classifier.4", "aux_classifier.4"), {**ALL_OURS, "aux_loss": True}
+)  # all weights that torchvision has for these come with the auxiliary head
+
+SEGMENTERS = {
+    "deeplabv3": WITH_AUX,
+    "fcn": WITH_AUX,
+    "lraspp": Family("classifier", _backbone_stages, last=("classifier.low_classifier", "classifier.high_classifier"), options=ALL_OURS),
+}
+
+ZOOS = {  # task -> where torchvision lists its networks, and their families
+    "classify": (torchvision.models, CLASSIFIERS),
+    "segment": (torchvision.models.segmentation, SEGMENTERS),
+}
 
 
 def family(name: str, task: str | None = None) -> Family:

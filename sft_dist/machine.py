@@ -2,6 +2,8 @@
 
 import os
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,8 +13,9 @@ from torch.profiler import ProfilerActivity, profile
 from sft_dist.config import Config
 from sft_dist.errors import InfrastructureError, MachineError
 from sft_dist.plan import World
-from sft_dist.refuse import ON, SLOW_FP16, native_bf16
+from sft_dist.refuse import SLOW_FP16, native_bf16
 from sft_dist.timeline import HOST, Clock, by_events
+from sft_dist.variables import ON
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -64,7 +67,12 @@ def set_autocast(module: nn.Module, kind: str, precision: str) -> None:
     computes alike."""
     if precision in AUTOCAST:
         module.forward = torch.autocast(kind, AUTOCAST[precision])(module.forward)
-        module.register_forward_hook(lambda *passed: passed[-1].float())
+        module.register_forward_hook(lambda *passed: _as_float32(passed[-1]))
+
+
+def _as_float32(output: Any) -> Any:
+    """What a model answers, a tensor or several by name, in float32."""
+    return {name: tensor.float() for name, tensor in output.items()} if isinstance(output, Mapping) else output.float()
 
 
 def clock(device: torch.device) -> Clock:

@@ -1,6 +1,7 @@
 """Torchvision's networks: built by name, filled with weights, given a new head, and frozen where they shall not learn."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -26,7 +27,7 @@ def build(config: Config, classes: Sequence[str], weights: bool = True) -> tuple
     """
     kind = family(config.model.name, "classify")
     torch.manual_seed(draw_seed("model", config.train.seed))
-    model = torchvision.models.get_model(config.model.name, weights=None, num_classes=len(classes))
+    model = network(config, len(classes))
     _check_size(model, config)
     _replace(model, kind.head, nn.Linear(_linear(model, kind.head).in_features, len(classes)))
     model, told = furnish(model, config, classes, weights)
@@ -34,13 +35,22 @@ def build(config: Config, classes: Sequence[str], weights: bool = True) -> tuple
     return model, told
 
 
+def network(config: Config, outputs: int) -> nn.Module:
+    """Torchvision's network of a config for so many classes, with random weights. Raises ConfigError for a name that its task does not have."""
+    options = family(config.model.name, config.task).options
+    return torchvision.models.get_model(config.model.name, weights=None, num_classes=outputs, **options)
+
+
 def furnish(model: nn.Module, config: Config, classes: Sequence[str], weights: bool) -> tuple[nn.Module, list[str]]:
     """A network fresh from torchvision with its pretrained weights, frozen as asked for; and what there is to say of the weights."""
     told = []
     if weights and config.model.weights != "none":
         state, source_classes = read(config.model)
+        kind = family(config.model.name)
         keep = config.model.head == "keep" or (config.model.head == "auto" and source_classes == tuple(classes))
-        told = fill(model, state, family(config.model.name), keep, config.model.weights)
+        if hasattr(model, "backbone") and (bare := _of_classifier(state)):
+            state, kind, keep = bare, replace(kind, last=kind.heads), False
+        told = fill(model, state, kind, keep, config.model.weights)
     if config.model.dropout == "none":
         _turn_off_draws(model)
     if config.model.norm == "sync":
@@ -73,6 +83,14 @@ def fill(model: nn.Module, state: State, kind: Family, keep_head: bool, source: 
         f"new: {_some(missing) or 'nothing'}",
         f"not used: {_some(unused) or 'nothing'}",
     ]
+
+
+def _of_classifier(state: State) -> State:
+    """A classifier's weights, without its head, under the names that they have as a backbone; empty where the state is none of a classifier."""
+    if any(name.startswith("backbone.") for name in state):
+        return {}
+    kept = (name for name in state if not name.startswith(("fc.", "classifier.")))
+    return {f"backbone.{name.removeprefix('features.')}": state[name] for name in kept}
 
 
 def freeze(model: nn.Module, config: Model) -> None:
@@ -144,9 +162,8 @@ def counts(model: nn.Module, optim: Optim, bytes_each: int = 4) -> dict[str, int
 
 def on_paper(config: Config, classes: int) -> dict[str, int]:
     """`counts` of a config's model without memory or weights."""
-    family(config.model.name, config.task)  # refuses unknown names
     with torch.device("meta"):
-        model = torchvision.models.get_model(config.model.name, weights=None, num_classes=classes)
+        model = network(config, classes)
     _check_size(model, config)
     freeze(model, config.model)
     return counts(model, config.optim, bytes_each=8 if config.precision == "fp64" else 4)

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "sft_dist"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = (
-    "errors units redact config parse plan refuse schema schedule tally manifest rundir revision scaling progress signals timeline pulse attempts "
+    "errors units redact config parse plan variables refuse schema schedule tally manifest rundir revision scaling progress signals timeline pulse attempts "
     "locks inventory notice history steps",
     "datasets finale events session remote mirror preflight transforms archive weights blocks families models optim tasks loading",
     "machine usage sharding engine",
