@@ -32,7 +32,7 @@ def evaluate(
 
     None if a stop was asked for meanwhile. Raises ConfigError on all ranks if a sample was unreadable on any.
     """
-    micro = config.eval.micro or config.batch.micro
+    micro = 1 if task.alone else config.eval.micro or config.batch.micro
     rank, world = (engine.rank, engine.world) if config.eval.where == "all" else (engine.rank, 1)
     samples = loading.Samples(split, task.prepare(config.data, False), config.data.size, config.train.seed)
     mine = shares(len(split), rank, world, micro) if rank < world else []

@@ -17,8 +17,8 @@ class Family:
     head: the module that answers, which `model.train: head` lets learn; of a classifier its last layer. stages: what `last:N` counts, from
     input to output, each as the prefixes of its parameters' names. beside: modules that learn with the head. last: the layers in
     these whose size goes with the classes, so that they are made anew for other ones; none named is the head itself. background: classes
-    that it has besides those asked for. options: what torchvision's builder is told. body: what the names of a classifier's weights begin
-    with, and what the same weights' names begin with here, where it can start from them.
+    that it has besides those asked for. options: what torchvision's builder is told beside the number of classes. body: what the names of
+    a classifier's weights begin with, and what the same weights' names begin with here, where it can start from them.
     """
 
     head: str
@@ -70,29 +70,50 @@ CLASSIFIERS = {  # beginning of torchvision's name -> family; another one is ano
 }
 
 
-def _resnet_body_stages(_: nn.Module) -> list[tuple[str, ...]]:
-    return [tuple(f"backbone.body.{name}" for name in stage) for stage in _resnet_stages(_)]
+ALL_OURS = {"weights_backbone": None}  # torchvision would download a backbone by itself
 
 
-def _mobilenet_body_stages(model: nn.Module) -> list[tuple[str, ...]]:
-    return [(f"backbone.body.{name}.",) for name, _ in model.get_submodule("backbone.body").named_children()]
+def _stages_in(prefix: str) -> Callable[[nn.Module], list[tuple[str, ...]]]:
+    """Those of the classifier that a backbone was: a resnet's five, or a mobilenet's layers one by one."""
+
+    def stages(model: nn.Module) -> list[tuple[str, ...]]:
+        body = model.get_submodule(prefix.removesuffix("."))
+        found = _resnet_stages(body) if hasattr(body, "layer1") else [(f"{name}.",) for name, _ in body.named_children()]
+        return [tuple(f"{prefix}{name}" for name in stage) for stage in found]
+
+    return stages
 
 
-def _faster_rcnn(stages: Callable[[nn.Module], list[tuple[str, ...]]], classifiers: str) -> Family:
+def _with_auxiliary(classifiers: str) -> Family:
+    """All weights that torchvision has for these come with the auxiliary head."""
+    last, options = ("classifier.4", "aux_classifier.4"), {**ALL_OURS, "aux_loss": True}
+    return Family("classifier", _stages_in("backbone."), ("aux_classifier",), last, options=options, body=(classifiers, "backbone."))
+
+
+def _faster_rcnn(classifiers: str) -> Family:
     """Both stages of the head, and the pyramid between it and the body, learn together: torchvision's `trainable_backbone_layers=0`."""
     last, body = ("roi_heads.box_predictor",), (classifiers, "backbone.body.")
-    return Family("roi_heads", stages, ("rpn", "backbone.fpn"), last, background=1, options={"weights_backbone": None}, body=body)
+    return Family("roi_heads", _stages_in("backbone.body."), ("rpn", "backbone.fpn"), last, background=1, options=ALL_OURS, body=body)
 
 
-DETECTORS = {
-    "fasterrcnn_resnet50": _faster_rcnn(_resnet_body_stages, ""),
-    "fasterrcnn_mobilenet_v3": _faster_rcnn(_mobilenet_body_stages, "features."),
+LRASPP_LAST = ("classifier.low_classifier", "classifier.high_classifier")
+
+SEGMENTERS = {
+    "deeplabv3_resnet": _with_auxiliary(""),
+    "deeplabv3_mobilenet_v3": _with_auxiliary("features."),
+    "fcn_resnet": _with_auxiliary(""),
+    "lraspp_mobilenet_v3": Family(
+        "classifier", _stages_in("backbone."), last=LRASPP_LAST, options=ALL_OURS, body=("features.", "backbone.")
+    ),
 }
 
-ZOOS = {
+DETECTORS = {"fasterrcnn_resnet50": _faster_rcnn(""), "fasterrcnn_mobilenet_v3": _faster_rcnn("features.")}
+
+ZOOS = {  # task -> where torchvision lists its networks, and their families
     "classify": (torchvision.models, CLASSIFIERS),
+    "segment": (torchvision.models.segmentation, SEGMENTERS),
     "detect": (torchvision.models.detection, DETECTORS),
-}  # task -> where torchvision lists its networks, and their families
+}
 
 
 def family(name: str, task: str | None = None) -> Family:

@@ -24,7 +24,8 @@ from sft_dist.tasks import Batch, Task
 class StepResult:
     """One optimizer step, over all ranks.
 
-    step: steps made. sums: loss and training scores summed over the window, and `samples`. grad_norm: before clipping; None where it
+    step: steps made. sums: loss and training scores summed over the window, `samples`, and `counted` where the task counts something else
+    (tally.per_count divides). grad_norm: before clipping; None where it
     overflowed in fp16, and the update was left out. lr: the rate of this update. spent: seconds of this rank by phase (`pulse.PHASES`)
     since the step before; all that came between them is in it. scale, next_scale: in fp16, the loss scale of this step and of the coming
     one. measures: what else was measured of this step, by column.
@@ -76,10 +77,15 @@ def train_step(
     passes = plan.passes_per_rank[engine.rank]
     idle = max(plan.passes_per_rank) - passes if engine.strategy.equal_passes else 0
     if task.count is None:
-        total = float(plan.global_batch)
+        counted, total = {}, float(plan.global_batch)
     else:
         micros = list(micros)
-        [total] = engine.sum([sum(task.count(batch) for batch in micros)])
+        engine.pulse.at("exchange")
+        [here] = engine.sum([sum(task.count(batch) for batch in micros)])
+        counted, total = (
+            {"counted": here},
+            max(here, 1.0),
+        )  # where there is nothing to learn from, the loss is 0 and the step moves nothing by it
     sums: dict[str, Any] = {}
     problems: list[str] = []
     for i, batch in enumerate(micros):
@@ -99,7 +105,7 @@ def train_step(
     *summed, bad, asked = engine.exchange([*sums.values(), float(len(problems)), float(request.made)])
     if bad:
         raise ConfigError(engine.agree(problems), everywhere=True)
-    result = {"samples": total, **dict(zip(sums, summed, strict=True))}
+    result = {"samples": float(plan.global_batch), **counted, **dict(zip(sums, summed, strict=True))}
     if not (math.isfinite(result["loss"]) and (scale or math.isfinite(norm))):
         _refuse(result["loss"], float(norm), engine, plan, step, float(sums["loss"]))
     return result, float(norm), asked > 0

@@ -13,8 +13,9 @@ from torch.profiler import ProfilerActivity, profile
 from sft_dist.config import Config
 from sft_dist.errors import InfrastructureError, MachineError
 from sft_dist.plan import World
-from sft_dist.refuse import ON, SLOW_FP16, native_bf16
+from sft_dist.refuse import SLOW_FP16, native_bf16
 from sft_dist.timeline import HOST, Clock, by_events
+from sft_dist.variables import ON
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

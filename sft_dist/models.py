@@ -18,6 +18,8 @@ from sft_dist.families import Family, family
 from sft_dist.schedule import draw_seed
 from sft_dist.weights import State, read
 
+CLASSIFIER_HEADS = ("fc", "classifier")  # of those that a body can start from: there is no use for them in it
+
 
 def build(config: Config, classes: Sequence[str], weights: bool = True) -> tuple[nn.Module, list[str]]:
     """The model of a config with a head for `classes`, frozen as asked for, and what there is to say of its weights.
@@ -38,7 +40,8 @@ def build(config: Config, classes: Sequence[str], weights: bool = True) -> tuple
 def network(config: Config, classes: int) -> nn.Module:
     """Torchvision's network of a config for so many classes, with random weights. Raises ConfigError for a name that its task does not have."""
     kind = family(config.model.name, config.task)
-    return torchvision.models.get_model(config.model.name, weights=None, num_classes=classes + kind.background, **kind.options)
+    made: nn.Module = torchvision.models.get_model(config.model.name, weights=None, num_classes=classes + kind.background, **kind.options)
+    return made
 
 
 def furnish(model: nn.Module, config: Config, classes: Sequence[str], weights: bool) -> tuple[nn.Module, list[str]]:
@@ -46,8 +49,10 @@ def furnish(model: nn.Module, config: Config, classes: Sequence[str], weights: b
     told = []
     if weights and config.model.weights != "none":
         state, source_classes = read(config.model)
+        kind = family(config.model.name)
+        if body := of_classifier(state, kind):
+            state, kind, source_classes = body, replace(kind, last=(*kind.heads, *CLASSIFIER_HEADS)), None
         keep = config.model.head == "keep" or (config.model.head == "auto" and source_classes == tuple(classes))
-        state, kind = from_classifier(state, family(config.model.name))
         told = fill(model, state, kind, keep, config.model.weights)
     if config.model.dropout == "none":
         _turn_off_draws(model)
@@ -59,14 +64,13 @@ def furnish(model: nn.Module, config: Config, classes: Sequence[str], weights: b
     return model, told
 
 
-def from_classifier(state: State, kind: Family) -> tuple[State, Family]:
-    """A classifier's state under the names of a body that it can start, for a network whose every other part is then new; others as they are."""
+def of_classifier(state: State, kind: Family) -> State:
+    """A classifier's state under the names of a body that it can start, for a network whose every other part is then new; else nothing."""
     if kind.body is None or any(name.startswith(kind.body[1]) for name in state):
-        return state, kind
+        return {}
     theirs, ours = kind.body
-    head = ("fc.", "classifier.")  # theirs, for which there is no use
-    renamed = {name if name.startswith(head) else ours + name.removeprefix(theirs): tensor for name, tensor in state.items()}
-    return renamed, replace(kind, last=(*kind.heads, *(name.removesuffix(".") for name in head)))
+    head = tuple(f"{name}." for name in CLASSIFIER_HEADS)
+    return {name if name.startswith(head) else ours + name.removeprefix(theirs): tensor for name, tensor in state.items()}
 
 
 def fill(model: nn.Module, state: State, kind: Family, keep_head: bool, source: str) -> list[str]:

@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from sft_dist import kinds
-from sft_dist.config import Config
+from sft_dist import kinds, variables
+from sft_dist.config import Config, Data
 from sft_dist.errors import ConfigError, MachineError
 from sft_dist.parse import flat
 from sft_dist.plan import World
@@ -13,15 +13,13 @@ from sft_dist.redact import secrets
 from sft_dist.units import Target
 
 NOT_BUILT = {
-    "task": ("segment", "text"),
-    "data.name": ("masks", "csv"),
+    "task": ("text",),
+    "data.name": ("csv",),
     "data.bad": ("skip",),
 }
 
 WITHOUT_BATCH_NORM = ("vit", "convnext", "swin")  # beginnings of names; these normalise each sample by itself
 SLOW_FP16 = "precision = fp16 is for GPUs: on CPU torch computes it 7 to 27 times slower than fp32; use fp32, or train.allow_emulated: true"
-ON = ("1", "true", "t", "yes", "y", "on")  # what Accelerate takes for true
-OFF = ("0", "false", "f", "no", "n", "off")
 
 
 def check(config: Config, world: World, env: Mapping[str, str], fresh: bool = True) -> None:
@@ -31,9 +29,10 @@ def check(config: Config, world: World, env: Mapping[str, str], fresh: bool = Tr
     """
     wrong = [
         *_not_built(config),
-        *kinds.check(config),
+        *kinds.check(config, world),
         *_contradictions(config),
         *_secrets(config, env),
+        *_data(config.data),
         *_sharding(config, world),
         *(_weights(config) if fresh else []),
     ]
@@ -42,7 +41,7 @@ def check(config: Config, world: World, env: Mapping[str, str], fresh: bool = Tr
             f"batch.total = {config.batch.total} is fewer than the {world.size} ranks: {world.size - config.batch.total} would have "
             f"nothing to do; use batch.total >= {world.size}, or fewer processes"
         )
-    machine = [*_world(config, world, env), *_environment(config, env), *_processor(config)]
+    machine = [*_world(config, world, env), *variables.contradictions(config, env), *_processor(config)]
     if wrong:
         raise ConfigError([*wrong, *machine])
     if machine:
@@ -52,6 +51,18 @@ def check(config: Config, world: World, env: Mapping[str, str], fresh: bool = Tr
 def _not_built(config: Config) -> list[str]:
     values = flat(config)
     return [f"{key} = {values[key]!r} is not built yet" for key, missing in NOT_BUILT.items() if values[key] in missing]
+
+
+def _data(data: Data) -> list[str]:
+    wrong = []
+    low, high = data.crop_scale
+    if not 0 < low <= high <= 1:
+        wrong.append(f"data.crop_scale = [{low}, {high}]; use 0 < smallest <= largest <= 1")
+    if min(data.std) <= 0:
+        wrong.append(f"data.std = {list(data.std)}; every deviation must be above 0")
+    if data.classes is not None and len(set(data.classes)) != len(data.classes):
+        wrong.append("data.classes names a class twice")
+    return wrong
 
 
 def _contradictions(config: Config) -> list[str]:
@@ -64,15 +75,6 @@ def _contradictions(config: Config) -> list[str]:
         wrong.append("model.norm = 'sync' needs GPUs: torch's SyncBatchNorm does not run on CPU; use frozen or train")
     if optim.nesterov and not optim.momentum:
         wrong.append("optim.nesterov needs optim.momentum > 0")
-    low, high = config.data.crop_scale
-    if not 0 < low <= high <= 1:
-        wrong.append(f"data.crop_scale = [{low}, {high}]; use 0 < smallest <= largest <= 1")
-    if config.data.resize and config.data.resize < config.data.size:
-        wrong.append(f"data.resize = {config.data.resize} is less than data.size = {config.data.size}: the crop would be padded with black")
-    if min(config.data.std) <= 0:
-        wrong.append(f"data.std = {list(config.data.std)}; every deviation must be above 0")
-    if config.data.classes is not None and len(set(config.data.classes)) != len(config.data.classes):
-        wrong.append("data.classes names a class twice")
     if config.stop.when and (metric := Target.parse(config.stop.when).metric) not in (known := kinds.SCORES.get(config.task, (metric,))):
         wrong.append(f"stop.when watches {metric}, which {config.task} does not score; use {', '.join(known)}")
     return wrong
@@ -139,90 +141,6 @@ def _world(config: Config, world: World, env: Mapping[str, str]) -> list[str]:
         for name, value in wanted.items()
         if value and str(value) != str(world.size)
     ]
-
-
-def _environment(config: Config, env: Mapping[str, str]) -> list[str]:
-    """What Accelerate would obey in silence although the config says otherwise."""
-    wrong = []
-    asked = {"fp32": "no", "tf32": "no", "fp64": "no"}.get(config.precision, config.precision)
-    if (told := env.get("ACCELERATE_MIXED_PRECISION") or "no") not in ("no", asked):
-        instead = f", or write precision: {told}" if told in ("bf16", "fp16") else ""
-        wrong.append(f"ACCELERATE_MIXED_PRECISION = {told}, but precision = {config.precision}; unset it{instead}")
-    wrong += _deepspeed(config, env)
-    wrong += _fsdp(config, env)
-    for variable, off in (
-        ("ACCELERATE_DYNAMO_BACKEND", ("", "no")),
-        ("ACCELERATE_USE_MEGATRON_LM", ("", "false", "0")),
-        ("ACCELERATE_USE_PARALLELISM_CONFIG", ("", "false", "0")),
-    ):
-        if env.get(variable, "").lower() not in off:
-            wrong.append(f"{variable} = {env[variable]}, which no key of a config asks for; unset it")
-    if (steps := env.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS") or "1") != "1":
-        wrong.append(
-            f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS = {steps}, but accumulation follows from batch.total and batch.micro; unset it"
-        )
-    if env.get("ACCELERATE_USE_CPU", "").lower() in ON and config.device == "cuda":
-        wrong.append(f"ACCELERATE_USE_CPU = {env['ACCELERATE_USE_CPU']}, but device = cuda; unset it, or write device: cpu")
-    return wrong
-
-
-def _deepspeed(config: Config, env: Mapping[str, str]) -> list[str]:
-    """DeepSpeed's settings come from the config alone; variables that say otherwise would be passed over in silence."""
-    stage = config.shard.strategy.removeprefix("zero") if config.shard.strategy.startswith("zero") else ""
-    if env.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ON and not stage:
-        return [
-            f"ACCELERATE_USE_DEEPSPEED = {env['ACCELERATE_USE_DEEPSPEED']}, but shard.strategy = {config.shard.strategy}; unset it, or write "
-            "shard.strategy: zero1, zero2 or zero3"
-        ]
-    offload, clip = config.shard.offload, config.train.clip
-    ours = {
-        "ACCELERATE_DEEPSPEED_ZERO_STAGE": ("shard.strategy", config.shard.strategy, (stage,)),
-        "ACCELERATE_DEEPSPEED_CONFIG_FILE": ("all settings of DeepSpeed", "made from this config", ("none",)),
-        "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": ("shard.offload", offload, ("none" if offload == "none" else "cpu",)),
-        "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": ("shard.offload", offload, ("none",)),
-        "ACCELERATE_GRADIENT_CLIPPING": ("train.clip", clip, ("none", "auto", _number(clip or 0))),  # none: the launcher's way of unset
-    }
-    return _disagreeing(ours, env) if stage else []
-
-
-def _fsdp(config: Config, env: Mapping[str, str]) -> list[str]:
-    """As for DeepSpeed, what a key of ours decides. The other FSDP_* variables say how Accelerate's own FSDP finds its units, prefetches and
-    saves; ours comes without Accelerate, and no number and no rank's share hangs on them."""
-    shard, again = config.shard, config.model.activation_checkpointing
-    if shard.strategy != "fsdp":
-        told = env.get("ACCELERATE_USE_FSDP", "")
-        instead = f"but shard.strategy = {shard.strategy}; unset it, or write shard.strategy: fsdp"
-        return [f"ACCELERATE_USE_FSDP = {told}, {instead}"] if told.lower() in ON else []
-    full, hybrid = shard.reshard_after_forward, shard.hybrid is not None
-    ways = {(True, False): "FULL_SHARD", (False, False): "SHARD_GRAD_OP", (True, True): "HYBRID_SHARD", (False, True): "HYBRID_SHARD_ZERO2"}
-    numbers = {"FULL_SHARD": "1", "SHARD_GRAD_OP": "2", "HYBRID_SHARD": "4", "HYBRID_SHARD_ZERO2": "5"}  # torch's ShardingStrategy
-    way, spread = ways[full, hybrid], f"{str(full).lower()}, and shard.hybrid = {shard.hybrid}"
-    ours: dict[str, tuple[str, object, tuple[str, ...]]] = {
-        "FSDP_OFFLOAD_PARAMS": ("shard.offload", shard.offload, ON if shard.offload == "params" else OFF),
-        "FSDP_ACTIVATION_CHECKPOINTING": ("model.activation_checkpointing", str(again).lower(), ON if again else OFF),
-    }
-    if env.get("FSDP_VERSION") == "2" or not env.get("FSDP_SHARDING_STRATEGY"):  # as Accelerate chooses between the two
-        ours["FSDP_RESHARD_AFTER_FORWARD"] = ("shard.reshard_after_forward", str(full).lower(), ON if full else OFF)
-    else:
-        ours["FSDP_SHARDING_STRATEGY"] = ("shard.reshard_after_forward", spread, (way.lower(), numbers[way]))
-    return _disagreeing(ours, env)
-
-
-def _disagreeing(ours: Mapping[str, tuple[str, object, tuple[str, ...]]], env: Mapping[str, str]) -> list[str]:
-    """variable -> (our key, its value, what the variable may say) -> the refusals."""
-    return [
-        f"{variable} = {env[variable]}, but {key} = {value}; unset it"
-        for variable, (key, value, fits) in ours.items()
-        if env.get(variable) and _number(env[variable]) not in fits
-    ]
-
-
-def _number(told: object) -> str:
-    """1, "1" and "1.0" alike; anything else in small letters."""
-    try:
-        return f"{float(str(told)):g}"
-    except ValueError:
-        return str(told).lower()
 
 
 def _processor(config: Config) -> list[str]:

@@ -99,7 +99,7 @@ def _evaluate(parts: Parts, progress: Progress) -> tuple[Progress, bool]:
     scores, evidence = found
     headline = parts.task.headline
     improved = progress.best is None or parts.task.better(scores.values[headline], progress.best[headline])
-    training = tally.means(progress.since_evaluation, of="samples")
+    training = tally.per_count(progress.since_evaluation)
     progress = progress.after_evaluation({"step": progress.step, **scores.values, **scores.details}, improved)
 
     def write() -> None:

@@ -28,7 +28,10 @@ def add(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     return both
 
 
-def means(sums: Mapping[str, float], of: str) -> dict[str, float]:
-    """Every sum divided by the sum called `of`; empty where that is zero."""
-    weight = sums.get(of, 0)
-    return {name: value / weight for name, value in sums.items() if name != of} if weight else {}
+def per_count(sums: Mapping[str, float]) -> dict[str, float]:
+    """Every sum of training steps divided by what it is a sum over: `counted` (labelled pixels, say) where a task counts that, else `samples`.
+
+    Over nothing counted, the sums are 0, and so are these. Empty where no step was made.
+    """
+    weight = max(1, sums.get("counted", sums.get("samples", 0)))
+    return {name: value / weight for name, value in sums.items() if name not in ("samples", "counted")}

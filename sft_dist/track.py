@@ -71,7 +71,7 @@ class Tracker:
             say(self.console, f"step {result.step:>6}  {told}")
         if not due(result.step, self.plan.track_every, self.plan.total_steps):
             return
-        row: dict[str, float | None] = {f"train/{name}": value for name, value in tally.means(result.sums, of="samples").items()}
+        row: dict[str, float | None] = {f"train/{name}": value for name, value in tally.per_count(result.sums).items()}
         scale = {"train/loss_scale": result.scale.scale} if result.scale else {}
         row |= {"train/lr": result.lr, "train/grad_norm": result.grad_norm, **scale}
         samples, seconds = self.lap.pop("samples"), sum(self.lap.get(phase, 0.0) for phase in pulse.STEP)

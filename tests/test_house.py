@@ -17,7 +17,7 @@ PACKAGE = ROOT / "sft_dist"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = (
-    "errors units redact config parse plan kinds refuse schema schedule tally manifest rundir revision scaling progress signals timeline pulse attempts "
+    "errors units redact config parse plan kinds variables refuse schema schedule tally manifest rundir revision scaling progress signals timeline pulse attempts "
     "locks inventory notice history steps",
     "datasets finale events session remote mirror preflight transforms archive weights blocks families models overlaps detector optim tasks loading",
     "machine usage sharding engine",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from given import a_config
 
-from sft_dist import datasets, parse, preflight, refuse
+from sft_dist import datasets, kinds, parse, preflight, refuse
 from sft_dist.config import Data
 from sft_dist.errors import ConfigError, MachineError, SftError
 from sft_dist.plan import World
@@ -122,11 +122,12 @@ def test_a_contradiction_is_refused_with_its_keys(
     assert error.exit_code == 2
 
 
-def test_the_scores_that_can_be_watched_are_those_that_the_task_gives() -> None:
+@pytest.mark.parametrize("task", kinds.SCORES)
+def test_the_scores_that_can_be_watched_are_those_that_the_task_gives(task: str) -> None:
     import re
 
-    source = Path(refuse.__file__).with_name("tasks") / "classify.py"  # read, not imported: it needs torch
-    assert sorted(set(re.findall(r'"(val/\w+)":', source.read_text()))) == sorted(kinds.SCORES["classify"])
+    source = Path(refuse.__file__).with_name("tasks") / f"{task}.py"  # read, not imported: it needs torch
+    assert sorted(set(re.findall(r'"(val/\w+)":', source.read_text()))) == sorted(kinds.SCORES[task])
 
 
 def test_weights_of_a_file_or_run_are_accepted_once_they_are_there(tmp_path: Path) -> None:

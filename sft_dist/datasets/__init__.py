@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sft_dist.config import Data
-from sft_dist.datasets import coco, digits, folder, torchvision_sets, voc
+from sft_dist.datasets import coco, digits, folder, masks, torchvision_sets, voc
 from sft_dist.datasets.splits import Split, Splits
 from sft_dist.errors import ConfigError, MachineError
 
@@ -28,6 +28,7 @@ SOURCES = {
     "folder": Source(folder.check, folder.load, folder.load_split),
     "torchvision": Source(torchvision_sets.check, torchvision_sets.load, torchvision_sets.load_split),
     "digits": Source(digits.check, digits.load, digits.load_split),
+    "masks": Source(masks.check, masks.load, masks.load_split),
     "voc": Source(voc.check, voc.load, voc.load_split),
     "coco": Source(coco.check, coco.load, coco.load_split),
 }

@@ -101,6 +101,8 @@ class Task:
     """(model, batch) -> Evidence: what adds, and rows keyed by sample id for what does not."""
     score: Callable[[Evidence, Sequence[str]], Scores]
     """(all evidence, classes) -> Scores; called once, on rank 0."""
+    alone: bool = False
+    """Whether each image is evaluated in a pass of its own: as large as it is, without padding that would change its features."""
 
     def better(self, one: float, other: float) -> bool:
         return one > other if self.higher_is_better else one < other
