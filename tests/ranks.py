@@ -121,11 +121,16 @@ def largest_difference(one: dict[tuple[int, str], dict[str, Any]], other: dict[t
     return worst
 
 
+def logged(run: Path, step: int) -> bool:
+    """Whether metrics.jsonl has a row of that step."""
+    return (run / "metrics.jsonl").exists() and f'"step": {step},' in (run / "metrics.jsonl").read_text()
+
+
 def wait_for_step(run: Path, step: int, limit_s: float = LIMIT_S) -> None:
     """Until metrics.jsonl has a row of that step. The run goes on meanwhile, to its end if nothing makes it wait."""
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
-        if (run / "metrics.jsonl").exists() and f'"step": {step},' in (run / "metrics.jsonl").read_text():
+        if logged(run, step):
             return
         time.sleep(0.02)
     raise AssertionError(f"{run} did not reach step {step} in {limit_s} s")
