@@ -10,6 +10,7 @@ import pytest
 from harness import first_line, litter, resume, wait_until, whole_steps
 from injections import Fault
 from ranks import logged
+from waits import WAITS
 
 pytestmark = pytest.mark.dist
 
@@ -82,7 +83,7 @@ def _ask_and_wait_for_the_save(shop, name, ranks, number) -> None:
     wait_until(lambda: logged(shop.path(name), 2))
     os.kill(ranks.pid(0), number)
     os.kill(ranks.pid(1), number)
-    wait_until(lambda: list((shop.path(name) / "checkpoints").glob(".unfinished-*")))
+    wait_until(lambda: WAITS in ranks.said(0))
 
 
 @pytest.fixture
