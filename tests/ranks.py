@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import waits
 
 LIMIT_S = 400
 PRELOADED = ["torch", "torchvision", "accelerate", "sft_dist.run", "sft_dist.cli"]
@@ -27,12 +28,16 @@ PRELOADED = ["torch", "torchvision", "accelerate", "sft_dist.run", "sft_dist.cli
 
 @dataclass(frozen=True)
 class Job:
-    """One run: a config file with overrides; `die_at` kills every rank's process at a point inside the save of `die_step`."""
+    """One run: a config file with overrides; `die_at` kills every rank's process at a point inside the save of `die_step`.
+
+    wait_in: the step in which the last rank waits, and the others for it, until it is asked to stop; 0 for none.
+    """
 
     config: str
     overrides: tuple[str, ...] = ()
     die_at: str = ""
     die_step: int = 0
+    wait_in: int = 0
     port: int = field(default_factory=lambda: free_port())
 
 
@@ -116,11 +121,16 @@ def largest_difference(one: dict[tuple[int, str], dict[str, Any]], other: dict[t
     return worst
 
 
+def logged(run: Path, step: int) -> bool:
+    """Whether metrics.jsonl has a row of that step."""
+    return (run / "metrics.jsonl").exists() and f'"step": {step},' in (run / "metrics.jsonl").read_text()
+
+
 def wait_for_step(run: Path, step: int, limit_s: float = LIMIT_S) -> None:
-    """Until metrics.jsonl has a row of that step."""
+    """Until metrics.jsonl has a row of that step. The run goes on meanwhile, to its end if nothing makes it wait."""
     end = time.monotonic() + limit_s
     while time.monotonic() < end:
-        if (run / "metrics.jsonl").exists() and f'"step": {step},' in (run / "metrics.jsonl").read_text():
+        if logged(run, step):
             return
         time.sleep(0.02)
     raise AssertionError(f"{run} did not reach step {step} in {limit_s} s")
@@ -220,6 +230,8 @@ def make_runs(jobs: Sequence[Job]) -> None:
     for job in jobs:
         os.environ["MASTER_PORT"] = str(job.port)
         _die(job)
+        if job.wait_in and int(os.environ.get("RANK", "0")) == int(os.environ.get("WORLD_SIZE", "1")) - 1:
+            waits.wait_in(job.wait_in)
         try:
             cli.main(["train", job.config, *job.overrides])
         except SystemExit as end:

@@ -31,7 +31,7 @@ def runs(folder, real_data, real_weights):
     assert run_ranks(1, [Job(configs["whole"])], folder / "whole-log") == [0], output(folder / "whole-log", 1)[-4000:]
     for strategy, world, until in CHAIN:
         log = folder / strategy
-        started = start(world, [Job(configs["chain"], (f"shard.strategy={strategy}",))], log)
+        started = start(world, [Job(configs["chain"], (f"shard.strategy={strategy}",), wait_in=until + 1 if until else 0)], log)
         if until is None:
             assert wait(started) == [0] * world, output(log, world)[-4000:]
             break

@@ -104,7 +104,7 @@ def test_batch_norm_statistics_are_evened_out(found):
 
 
 def test_a_lost_peer_is_infrastructure_and_leaves_a_checkpoint_to_go_on_from(folder):
-    processes = start(2, [Job(str(folder / "config.yaml"))], folder / "lost")
+    processes = start(2, [Job(str(folder / "config.yaml"), wait_in=5)], folder / "lost")
     wait_for_checkpoint(folder / "runs" / "long")
     os.kill(processes[1].pid, signal.SIGKILL)
     assert wait(processes, 120) == [75, -signal.SIGKILL], output(folder / "lost", 1)

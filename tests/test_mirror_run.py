@@ -76,14 +76,17 @@ def test_a_server_that_hangs_changes_no_number_of_a_run_on_two_ranks(config: Pat
 
 def test_one_curve_goes_through_a_signal_a_death_and_two_resumes(config: Path, tmp_path: Path, saw: Callable[[str], None]) -> None:
     run = tmp_path / "runs" / "small"
-    command = [sys.executable, "-m", "sft_dist", "train", str(config), "track.wandb=online", "track.artifact=export", "track.limit_s=200"]
+    train = ["train", str(config), "track.wandb=online", "track.artifact=export", "track.limit_s=200"]
 
-    def start() -> "subprocess.Popen[str]":
+    def start(wait_in: int = 0) -> "subprocess.Popen[str]":
+        """The run; it waits in a step until it is asked to stop, or killed."""
+        program = f"import sys; sys.path.insert(0, {str(ROOT / 'tests')!r}); import waits; waits.wait_in({wait_in}); from sft_dist.cli import main; main()"
+        command = [sys.executable, "-c", program, *train]
         return subprocess.Popen(command, env=environment(server), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     with serve() as server:
         for number, step in ((signal.SIGUSR1, 6), (signal.SIGKILL, 15)):
-            training = start()
+            training = start(wait_in=step + 1)
             wait_for_step(run, step)
             assert holders(training.stdout) == {training.pid}, "the pipe would outlive the training"
             os.kill(training.pid, number)

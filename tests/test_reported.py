@@ -60,11 +60,20 @@ def test_what_a_library_says_in_other_letters_costs_a_warning(tmp_path: Path, mo
     assert "the report is not complete: caf\ufffd.png is damaged; " in told(a_whole_run(tmp_path / "run"))
 
 
+INTERRUPTS = """import os, signal, time
+def runs(): return open(f'/proc/{os.getppid()}/stat').read().rpartition(') ')[2][0] != 'S'
+os.read(0, 99)
+time.sleep(1)
+while runs(): time.sleep(0.05)  # it has not come to its wait yet
+os.kill(os.getppid(), signal.SIGINT)
+time.sleep(60)
+"""
+
+
 @pytest.fixture
 def interrupting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is started beside the run sends it a ctrl-C as soon as it is waited for, and hangs."""
-    interrupts = "import os, signal, time\nos.read(0, 99)\ntime.sleep(1)\nos.kill(os.getppid(), signal.SIGINT)\ntime.sleep(60)\n"
-    (tmp_path / "sitecustomize.py").write_text(interrupts)
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTS)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
 

@@ -59,7 +59,7 @@ def scores(run: Path) -> dict:
 
 def test_killed_between_steps_and_resumed_on_another_world(folder):
     run = folder / "runs" / "between"
-    processes = start(2, [job(folder, "between")], folder / "between-a")
+    processes = start(2, [job(folder, "between", wait_in=11)], folder / "between-a")
     wait_for_step(run, 10)
     for process in processes:
         os.killpg(process.pid, signal.SIGKILL)
@@ -99,10 +99,10 @@ def test_a_restore_that_forgets_the_moments_is_caught(folder):
     from safetensors.torch import load_file, save_file
 
     run = folder / "runs" / "forgetful"
-    processes = start(1, [job(folder, "forgetful")], folder / "forgetful-a")
+    processes = start(1, [job(folder, "forgetful", wait_in=10)], folder / "forgetful-a")
     wait_for_step(run, 9)
     os.killpg(processes[0].pid, signal.SIGKILL)
-    wait(processes)
+    assert wait(processes) == [-signal.SIGKILL]
     checkpoint = run / "checkpoints" / (run / "checkpoints" / "latest").read_text().strip()
     moments = load_file(checkpoint / "optim.safetensors")
     save_file({name: value * (0 if "exp_avg" in name else 1) for name, value in moments.items()}, checkpoint / "optim.safetensors")
@@ -114,7 +114,7 @@ def test_a_restore_that_forgets_the_moments_is_caught(folder):
 
 def test_a_signal_to_one_rank_lets_all_save_the_same_step_and_exit_0(folder):
     run = folder / "runs" / "asked"
-    processes = start(2, [job(folder, "asked")], folder / "asked-a")
+    processes = start(2, [job(folder, "asked", wait_in=7)], folder / "asked-a")
     wait_for_step(run, 6)
     os.kill(processes[1].pid, signal.SIGUSR1)
     assert wait(processes) == [0, 0], output(folder / "asked-a", 2)

@@ -3,8 +3,8 @@
 import io
 import json
 import re
-import threading
-import time
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -103,15 +103,16 @@ def test_the_door_prints_a_run_once_and_ends(tmp_path: Path) -> None:
 
 def test_a_watch_goes_on_while_the_run_does_and_ends_with_it(tmp_path: Path) -> None:
     run = training(tmp_path / "pets", 25)
-    end = threading.Timer(2, write_json, (run / "outcome.json", {"outcome": "saved", "step": 25}))
-    began = time.monotonic()
-    end.start()
-    done = CliRunner().invoke(cli.cli, ["watch", "--every", "0.2", str(run)])
-    end.join()
-    assert done.exit_code == 0
-    assert 2 <= time.monotonic() - began < 20
-    told = [line.split()[1] for line in done.output.splitlines() if line.startswith("pets")]
-    assert told == ["silent", "saved"]
+    command = [sys.executable, "-m", "sft_dist", "watch", "--every", "0.2", str(run)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watch:
+        assert watch.stdout
+        told = [watch.stdout.readline()]
+        with pytest.raises(subprocess.TimeoutExpired):
+            watch.wait(1)
+        write_json(run / "outcome.json", {"outcome": "saved", "step": 25})
+        told += watch.communicate(timeout=60)[0].splitlines()
+    assert watch.returncode == 0
+    assert [line.split()[1] for line in told if line.startswith("pets")] == ["silent", "saved"]
 
 
 def test_the_door_prints_a_line_for_each_run_of_a_folder_the_latest_first(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import waits
 from injections import Fault, inject
 from ranks import become, forks, free_port, largest_difference, rows
 
@@ -41,6 +42,11 @@ class Ranks:
 
     processes: list[Any]
     log: Path
+    go: Path
+
+    def let_go(self) -> None:
+        """What waits by a fault goes on."""
+        self.go.touch()
 
     def wait(self, limit_s: float = LIMIT_S) -> list[int]:
         """The exit codes. A rank that still runs after the limit fails the test, and so does a process that outlives its rank."""
@@ -99,16 +105,16 @@ class Workshop:
         """The ranks of the run of that name, with a fault in them."""
         log = self.folder / f"log-{len(self.started):03d}-{name}"
         arguments = ["train", str(config or self.config), f"run.name={name}", *overrides]
-        port = free_port()
+        port, go = free_port(), Path(f"{log}-go")
         processes = []
         for rank in range(world):
             places = {"RANK": rank, "WORLD_SIZE": world, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
             environment = {name: str(value) for name, value in places.items()} | {"MASTER_ADDR": "127.0.0.1"} if world > 1 else {}
-            environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", waits.GO: str(go), **environment}
             process = forks().Process(target=_rank, args=(arguments, environment, fault, f"{log}-{rank}"))
             process.start()
             processes.append(process)
-        self.started.append(Ranks(processes, log))
+        self.started.append(Ranks(processes, log, go))
         return self.started[-1]
 
     def run(self, name: str, *overrides: str, world: int = 2, fault: Fault = Fault(), config: Path | None = None) -> tuple[list[int], str]:  # noqa: B008
@@ -178,11 +184,6 @@ def whole_steps(run: Path) -> list[int]:
     """The steps of the verified checkpoints, also of one that lacks nothing but its name."""
     folders = (run / "checkpoints").glob("*step-*[0-9]")
     return sorted(int(path.name[-8:]) for path in folders if not path.name.startswith("damaged") and not manifest.verify(path))
-
-
-def logged(run: Path, step: int) -> bool:
-    """Whether metrics.jsonl has a row of that step."""
-    return (run / "metrics.jsonl").exists() and f'"step": {step},' in (run / "metrics.jsonl").read_text()
 
 
 def wait_until(there: Callable[[], Any], limit_s: float = LIMIT_S) -> Any:

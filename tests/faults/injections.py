@@ -8,12 +8,14 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import waits
+
 Patch = Callable[[int], None]
-SLOW = "this step is slow"
 
 
 @dataclass(frozen=True)
@@ -112,12 +114,6 @@ def _gradient(factor: float) -> Callable[[Any], Any]:
         return losses
 
     return change
-
-
-def _slow(losses: Any) -> Any:
-    print(SLOW, flush=True)
-    time.sleep(2)
-    return losses
 
 
 def _raise(_: Any) -> Any:
@@ -243,6 +239,26 @@ def _writer_fails(error: BaseException) -> Patch:
 
 def _sleep(seconds: float) -> Patch:
     return lambda step: _around_file(step, before=lambda: time.sleep(seconds))
+
+
+def _full_disk(step: int) -> None:
+    """Fill the disk that the run is written to before this step, but for a MiB, and give it free again before the last step."""
+    from sft_dist import loop
+
+    train_step = loop.train_step
+
+    def disturbed(*arguments: Any) -> Any:
+        _, _, engine, plan, done, *_ = arguments
+        filler = Path(engine.config.run.dir) / "filler"
+        if done + 1 == step:
+            free = os.statvfs(filler.parent).f_bavail * os.statvfs(filler.parent).f_frsize
+            with suppress(OSError), filler.open("wb") as file:  # the run is writing, too
+                file.write(b"\0" * max(0, free - (1 << 20)))
+        if done + 1 == plan.total_steps:
+            filler.unlink()
+        return train_step(*arguments)
+
+    loop.train_step = disturbed
 
 
 # --- of the machine ------------------------------------------------------------------------------------------------------------------
@@ -371,6 +387,7 @@ BROKEN_RESTORES = (
 )
 INJECTIONS: dict[str, Patch] = {
     "nothing": lambda _: None,
+    "waits": waits.wait_in,
     "killed in forward": _in_forward,
     "killed in backward": _in_backward,
     "killed in the update": _in_update,
@@ -384,10 +401,11 @@ INJECTIONS: dict[str, Patch] = {
     "the writer has a bug": _writer_fails(KeyError("a bug")),
     "the disk is slow": _sleep(2.0),
     "the disk is stuck": _sleep(600.0),
+    "the disk waits": lambda step: _around_file(step, before=waits.wait),
+    "the disk is full": _full_disk,
     "NaN loss": _with_loss(_nan),
     "infinite gradient": _with_loss(_gradient(float("inf"))),
     "huge gradient": _with_loss(_gradient(1e12)),
-    "the step is slow": _with_loss(_slow),
     "raises": _with_loss(_raise),
     "out of memory": _with_loss(_no_memory),
     "no shared memory": _small_shm,

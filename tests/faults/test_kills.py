@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import KILLED, LIMIT_S, STEPS, differences, first_line, litter, logged, resume, wait_until, whole_steps
+from harness import KILLED, LIMIT_S, STEPS, differences, first_line, litter, resume, wait_until, whole_steps
 from injections import BROKEN_RESTORES, SAVE_POINTS, STEP_POINTS, Fault
-from ranks import free_port
+from ranks import free_port, logged
 
 pytestmark = pytest.mark.dist
 
@@ -84,7 +84,7 @@ def soak(shop, name: str, kills: int, seed: int, steps: int = STEPS, whole: str 
     for left in range(kills, 0, -1):
         here = max(whole_steps(run), default=0)
         target = draw.randint(here + 1, max(here + 1, min(here + 3, steps - left)))
-        ranks = shop.start(name, *overrides)
+        ranks = shop.start(name, *overrides, fault=Fault("waits", step=target + 1))
         wait_until(lambda: logged(run, target))  # noqa: B023
         os.kill(ranks.pid(draw.randrange(2)), signal.SIGKILL)
         assert KILLED in ranks.wait_for_the_dead()

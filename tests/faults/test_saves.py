@@ -5,11 +5,12 @@ import os
 import signal
 import subprocess
 import time
-from contextlib import suppress
 
 import pytest
-from harness import first_line, litter, logged, resume, wait_until, whole_steps
+from harness import first_line, litter, resume, wait_until, whole_steps
 from injections import Fault
+from ranks import logged
+from waits import WAITS
 
 pytestmark = pytest.mark.dist
 
@@ -44,7 +45,7 @@ def test_a_bug_in_the_writer_of_one_rank_stops_all_with_its_traceback(shop, saw)
 def test_a_signal_to_one_rank_makes_all_save_the_same_step_and_exit_0(shop, saw):
     for number in (signal.SIGTERM, signal.SIGUSR1):
         name = f"asked-{number.name}"
-        ranks = shop.start(name)
+        ranks = shop.start(name, fault=Fault("waits", rank=1, step=4))
         wait_until(lambda: logged(shop.path(name), 3))  # noqa: B023
         os.kill(ranks.pid(1), number)
         assert ranks.wait() == [0, 0], ranks.said()
@@ -57,9 +58,10 @@ def test_a_signal_to_one_rank_makes_all_save_the_same_step_and_exit_0(shop, saw)
 
 def test_a_second_term_during_the_save_changes_nothing(shop, saw):
     name = "term-twice"
-    ranks = shop.start(name, "save.every=4 steps", fault=Fault("the disk is slow"))
+    ranks = shop.start(name, "save.every=4 steps", fault=Fault("the disk waits"))
     _ask_and_wait_for_the_save(shop, name, ranks, signal.SIGTERM)
     os.kill(ranks.pid(1), signal.SIGTERM)
+    ranks.let_go()
     assert ranks.wait() == [0, 0], ranks.said()
     saw(f"TERM: {first_line(ranks.said(), having='stopped as asked')}")
     resume(shop, name)
@@ -67,7 +69,7 @@ def test_a_second_term_during_the_save_changes_nothing(shop, saw):
 
 def test_a_second_interrupt_during_the_save_abandons_it_cleanly(shop, saw):
     name = "interrupted-twice"
-    ranks = shop.start(name, "save.every=4 steps", fault=Fault("the disk is slow"))
+    ranks = shop.start(name, "save.every=4 steps", fault=Fault("the disk waits"))
     _ask_and_wait_for_the_save(shop, name, ranks, signal.SIGINT)
     for rank in (0, 1):
         os.kill(ranks.pid(rank), signal.SIGINT)
@@ -81,7 +83,7 @@ def _ask_and_wait_for_the_save(shop, name, ranks, number) -> None:
     wait_until(lambda: logged(shop.path(name), 2))
     os.kill(ranks.pid(0), number)
     os.kill(ranks.pid(1), number)
-    wait_until(lambda: list((shop.path(name) / "checkpoints").glob(".unfinished-*")))
+    wait_until(lambda: WAITS in ranks.said(0))
 
 
 @pytest.fixture
@@ -95,30 +97,21 @@ def disk(shop, tmp_path):
     subprocess.run(["umount", place], check=True)
 
 
-def fill(disk, leaving: int) -> None:
-    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
-    with suppress(OSError), (disk / "filler").open("wb") as file:  # the run is writing, too
-        file.write(b"\0" * max(0, free - leaving))
-
-
 def on_disk(shop, disk, name: str, *overrides: str):
-    """A run on the small disk, which is also looked for where the other runs are."""
+    """A run on the small disk, which is also looked for where the other runs are; the disk is full after the second save."""
     (disk / name).mkdir()
     shop.path(name).symlink_to(disk / name)
-    ranks = shop.start(name, f"run.dir={disk}", *overrides)
-    wait_until(lambda: (disk / name / "checkpoints" / "step-00000002").exists())
-    fill(disk, leaving=1 << 20)
-    return ranks
+    return shop.run(name, f"run.dir={disk}", *overrides, fault=Fault("the disk is full", rank=1, step=5))
 
 
 def test_a_full_disk_stops_the_run_and_leaves_the_previous_checkpoint(shop, saw, disk):
-    ranks = on_disk(shop, disk, "full")
-    assert ranks.wait() == [78, 78], ranks.said()
-    line = first_line(ranks.said(), having="no space is left")
+    codes, said = on_disk(shop, disk, "full")
+    assert codes == [78, 78], said
+    line = first_line(said, having="no space is left")
     assert "MiB needed" in line
     assert "MiB free" in line
     assert "is intact" in line
-    assert "error-rank" not in ranks.said()  # that it cannot be written either hides nothing
+    assert "error-rank" not in said  # that it cannot be written either hides nothing
     saw(f"stop: {line}")
     assert whole_steps(disk / "full")
     assert litter(disk / "full") == []
@@ -127,11 +120,9 @@ def test_a_full_disk_stops_the_run_and_leaves_the_previous_checkpoint(shop, saw,
 
 
 def test_a_full_disk_is_told_and_trained_through_if_the_config_says_so(shop, saw, disk):
-    ranks = on_disk(shop, disk, "full-but-on", "save.on_error=continue")
-    wait_until(lambda: "training goes on without this checkpoint" in ranks.said())
-    (disk / "filler").unlink()
-    assert ranks.wait() == [0, 0], ranks.said()
-    saw(f"continue: {first_line(ranks.said(), having='training goes on')}")
+    codes, said = on_disk(shop, disk, "full-but-on", "save.on_error=continue")
+    assert codes == [0, 0], said
+    saw(f"continue: {first_line(said, having='training goes on without this checkpoint')}")
     resume(shop, "full-but-on", f"run.dir={disk}")
 
 

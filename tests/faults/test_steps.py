@@ -7,8 +7,10 @@ import struct
 import zlib
 
 import pytest
-from harness import children, first_line, image_config, largest_difference, litter, logged, resume, rows, wait_until, whole_steps
-from injections import SLOW, Fault
+from harness import children, first_line, image_config, largest_difference, litter, resume, rows, wait_until, whole_steps
+from injections import Fault
+from ranks import logged
+from waits import WAITS
 
 pytestmark = pytest.mark.dist
 
@@ -85,8 +87,8 @@ def test_odd_images_are_read_and_broken_ones_are_all_named_once(shop, saw, image
 
 def test_a_killed_data_worker_ends_the_run_at_once_and_is_named_with_its_samples(shop, saw):
     name = "worker"
-    ranks = shop.start(name, "data.workers=1", fault=Fault("the step is slow", rank=1, step=6))
-    wait_until(lambda: logged(shop.path(name), 5) and SLOW in ranks.said(1))  # in step 6
+    ranks = shop.start(name, "data.workers=1", fault=Fault("waits", rank=1, step=6))
+    wait_until(lambda: logged(shop.path(name), 5) and WAITS in ranks.said(1))
     [worker] = children(ranks.pid(1))
     os.kill(worker, signal.SIGKILL)
     assert ranks.wait() == [75, 75], ranks.said()

@@ -12,20 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sft_dist import pulse
-
 REPOSITORY = Path(__file__).resolve().parents[2]
 LIMIT_S = 400
 LISTENS = "0A"
 STARTED: "list[Started]" = []
 OWN_MACHINE = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}  # 127.0.0.1, ::1, ::ffff:127.0.0.1
-SICK = """import os, sys
-if "RANK" in os.environ:
-    sys.path.insert(0, {faults!r})
-    import injections
-    injections.inject(injections.Fault({what!r}, step={step}))
-    sys.path.remove({faults!r})
-"""
 
 
 @dataclass
@@ -49,16 +40,6 @@ class Started:
     def ranks(self, node: int) -> dict[int, dict[str, Any]]:
         """The last beats that the agent wrote down, by rank."""
         return {int(rank): beat for rank, beat in self.told(node, "heartbeats").get("ranks", {}).items()}
-
-    def in_save(self, node: int) -> bool:
-        """Whether a rank of a node saves at this moment: by its own pulse, which its agent writes down only every two seconds."""
-        found = []
-        for rank, beat in self.ranks(node).items():
-            with suppress(OSError):
-                variables = Path(f"/proc/{beat['pid']}/environ").read_bytes().decode().split("\0")
-                [pulses] = [value.removeprefix("SFT_PULSE=") for value in variables if value.startswith("SFT_PULSE=")]
-                found.append(pulse.read(Path(pulses) / str(rank)))
-        return any(beat and beat.phase == "save" for beat in found)
 
     def told(self, node: int, what: str) -> dict[str, Any]:
         path = self.attempt / f"node-{node}" / f"{what}.json"
@@ -193,15 +174,3 @@ def _listeners() -> Iterator[tuple[str, str]]:
             _, local, _, state, *rest = line.split()
             if state == LISTENS:
                 yield local, rest[5]
-
-
-def slow_disk(folder: Path) -> str:
-    """A folder for PYTHONPATH: the ranks that find it there need two seconds more for each file of a checkpoint."""
-    return sick(folder, "the disk is slow")
-
-
-def sick(folder: Path, what: str, step: int = 0) -> str:
-    """A folder for PYTHONPATH: the ranks that find it there suffer from this fault of the fault matrix, in this step."""
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(SICK.format(faults=str(REPOSITORY / "tests" / "faults"), what=what, step=step))
-    return str(folder)

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from agents import REPOSITORY, Started, end_all, listening, sick, slow_disk, start, still_open
-from ranks import free_port, largest_difference, rows
+from agents import REPOSITORY, Started, end_all, listening, start, still_open
+from ranks import free_port, largest_difference, logged, rows
+from sick import sick
+from waits import WAITS
 
 from launch import why
 from sft_dist.rundir import RunDir
@@ -88,8 +90,8 @@ def ended(started: Started) -> Ended:
 
 @dataclass(frozen=True)
 class Paused:
-    """A run that node 1 alone was asked to pause in the midst of a save, and the same command again, to the end. One process made
-    the same run, meanwhile, as `alone`."""
+    """A run that node 1 alone was asked to pause in the midst of a save, or in step 5, where it waits, and the same command again, to the
+    end. One process made the same run, meanwhile, as `alone`."""
 
     first: Ended
     second: Ended
@@ -98,8 +100,9 @@ class Paused:
 
 @pytest.fixture(scope="module")
 def paused(folder: Path) -> Paused:
-    first = begin(folder, "paused", PYTHONPATH=f"{REPOSITORY}:{slow_disk(folder / 'slow')}", **IMPATIENT)
-    first.until(lambda: first.in_save(1), "the save of step 4")
+    ill = sick(folder / "slow", ("the disk is slow", None, 0), ("waits", 1, 5))
+    first = begin(folder, "paused", PYTHONPATH=ill, **IMPATIENT)
+    first.until(lambda: logged(first.run, 4), "the save of step 4")
     listened = listening(first.pids)
     os.kill(first.agent(1), signal.SIGUSR1)
     alone = start(folder, folder / "runs" / "alone", ["sft_dist", "train", "config.yaml", "run.name=alone"])  # the slow save leaves time
@@ -113,7 +116,7 @@ def test_a_request_to_one_node_alone_saves_the_same_step_on_all(paused: Paused) 
     first = paused.first
     assert (first.code, first.left) == (0, []), first.screen
     saved = json.loads((first.attempt.parents[1] / "checkpoints" / "step-00000005" / "MANIFEST.json").read_text())
-    assert saved["step"] == 5, "the request came in the save of step 4, and is answered after the step that follows"
+    assert saved["step"] == 5, "the request came after step 4, and is answered after the step that follows"
     assert "saved step 5 and stopped as asked; the same command goes on from there" in first.screen
     ends = [json.loads((first.attempt / f"node-{node}" / "exit.json").read_text()) for node in (0, 1)]
     assert [(end["code"], end["asked"], end["step"]) for end in ends] == [(0, None, 5), (0, "SIGUSR1", 5)]
@@ -273,10 +276,10 @@ def test_what_only_a_node_can_find_is_the_users_mistake_whatever_its_path_is_cal
 
 
 def test_the_same_death_in_the_same_step_is_not_tried_for_ever(folder: Path, saw: Callable[[str], None]) -> None:
-    ill = sick(folder / "ill", "killed in forward", step=6)
+    ill = sick(folder / "ill", ("killed in forward", None, 6))
     found = []
     for _ in range(3):  # the first one comes as far as a checkpoint
-        started = begin(folder, "same", "save.every=4 steps", command=("launch", "run", "--procs", "1"), PYTHONPATH=f"{REPOSITORY}:{ill}")
+        started = begin(folder, "same", "save.every=4 steps", command=("launch", "run", "--procs", "1"), PYTHONPATH=ill)
         found.append(ended(started))
     assert [each.code for each in found] == [75, 75, 93], found[-1].screen
     saw(found[2].line("again?"))
@@ -290,16 +293,16 @@ def test_the_same_death_in_the_same_step_is_not_tried_for_ever(folder: Path, saw
 
 
 def test_on_one_node_nothing_listens_beyond_it_and_a_second_interrupt_ends_a_slow_save(folder: Path) -> None:
-    slow, apart = slow_disk(folder / "slow once more"), folder / "apart"
+    ill, apart = sick(folder / "a disk", ("the disk waits", None, 0)), folder / "apart"
     apart.mkdir()
     for name in ("config.yaml", "start.pth"):
         shutil.copy(folder / name, apart)
     (apart / "torch.py").write_text("raise SystemExit('the folder that this was started in has hidden a library')\n")
-    started = begin(apart, "one", *LONG, command=ONE, PYTHONPATH=f"{REPOSITORY}:{slow}")
+    started = begin(apart, "one", *LONG, command=ONE, PYTHONPATH=ill)
     started.until_step(2, nodes=1)
     listened = listening(started.pids)
     os.kill(started.process.pid, signal.SIGINT)
-    started.until(lambda: started.in_save(0), "the save")
+    started.until(lambda: WAITS in started.screen, "the save")
     os.kill(started.process.pid, signal.SIGINT)
     found = ended(started)
     assert (found.code, found.left) == (1, []), found.screen

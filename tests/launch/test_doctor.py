@@ -418,21 +418,33 @@ def children(parent: int) -> list[int]:
     return [int(number) for number in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
 
 
+def is_stopped(process: int) -> bool:
+    return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0] == "T"
+
+
+SECOND_STOPS = """import os, signal, sys
+if "launch.doctor_node" in sys.orig_argv and sys.orig_argv[sys.orig_argv.index("--node") + 1] == "1":
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
 @pytest.mark.dist
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_no_process_and_no_file(tmp_path: Path, number: signal.Signals) -> None:
     command = [sys.executable, "-m", "launch", "doctor", "--nodes", "2", "--simulate"]
-    env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    doctor = subprocess.Popen(command, cwd=tmp_path, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    (tmp_path / "sitecustomize.py").write_text(SECOND_STOPS)
+    folder = tmp_path / "here"
+    folder.mkdir()
+    env = {**os.environ, "PYTHONPATH": f"{REPOSITORY}:{tmp_path}"}
+    doctor = subprocess.Popen(command, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     deadline = time.monotonic() + LIMIT_S
-    while len(nodes := children(doctor.pid)) < 2 and time.monotonic() < deadline:
+    while (len(nodes := children(doctor.pid)) < 2 or not is_stopped(nodes[1])) and time.monotonic() < deadline:
         time.sleep(0.05)
-    os.kill(nodes[1], signal.SIGSTOP)
     doctor.send_signal(number)
     _, errors = doctor.communicate(timeout=LIMIT_S)
     assert (doctor.returncode, errors.strip()) == (130, "sft-launch: interrupted")
     assert [each for each in nodes if Path(f"/proc/{each}").exists()] == []
-    assert list(tmp_path.iterdir()) == []
+    assert list(folder.iterdir()) == []
 
 
 def test_an_interrupt_while_nodes_are_started_leaves_none_of_them(tmp_path: Path) -> None:

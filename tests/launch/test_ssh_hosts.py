@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import sshd
-from agents import REPOSITORY, Started, command_of, descendants, end_all, slow_disk, start
+from agents import Started, command_of, descendants, end_all, start
 from ranks import largest_difference, rows
+from sick import sick
 from test_agents import CONFIG, LONG
+from waits import WAITS
 
 from launch import why
 from sft_dist import attempts
@@ -22,14 +24,6 @@ from sft_dist.rundir import RunDir
 pytestmark = pytest.mark.dist
 
 SECRET = "geheim-0123456789"
-SLOW_STEPS = """import os, sys
-if "RANK" in os.environ:
-    sys.path.insert(0, {faults!r})
-    import injections
-    for step in range(20):
-        injections.inject(injections.Fault("the step is slow", step=step))
-    sys.path.remove({faults!r})
-"""
 
 
 @pytest.fixture(scope="module")
@@ -102,11 +96,9 @@ def left(server: sshd.Sshd, started: Started) -> list[str]:
     return there()
 
 
-def slow_steps(folder: Path) -> str:
-    """A folder for PYTHONPATH: the ranks that find it there need two seconds more for each of their first steps."""
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text(SLOW_STEPS.format(faults=str(REPOSITORY / "tests" / "faults")))
-    return str(folder)
+def waiting(folder: Path, step: int) -> str:
+    """A PYTHONPATH with which the second rank waits in this step until it is asked to stop."""
+    return sick(folder / f"waits-{step}", ("waits", 1, step))
 
 
 def interrupt(started: Started) -> None:
@@ -151,15 +143,14 @@ class Story:
 
 @pytest.fixture(scope="module")
 def story(server: sshd.Sshd, folder: Path) -> Story:
-    path = f"{REPOSITORY}:{slow_steps(folder / 'slow')}"
     eyes = Eyes()
-    first = begin(server, folder, "story", PYTHONPATH=path, WANDB_API_KEY=SECRET)
+    first = begin(server, folder, "story", PYTHONPATH=waiting(folder, 3), WANDB_API_KEY=SECRET)
     first.until_step(1, nodes=2)
     environ = Path(f"/proc/{first.ranks(1)[1]['pid']}/environ").read_bytes()
     seen = eyes.close()
     os.kill(first.process.pid, signal.SIGKILL)
     killed = ended(server, first)
-    second = begin(server, folder, "story", PYTHONPATH=path)
+    second = begin(server, folder, "story", PYTHONPATH=waiting(folder, killed.saved() + 3))
     second.until_step(killed.saved() + 1, nodes=2)
     interrupt(second)
     interrupted = ended(server, second)
@@ -201,10 +192,11 @@ def test_no_process_list_shows_a_secret_that_the_ranks_have(story: Story) -> Non
 
 
 def test_a_second_interrupt_ends_a_slow_save_within_seconds(server: sshd.Sshd, folder: Path) -> None:
-    started = begin(server, folder, "twice", *LONG, hosts="hosta", PYTHONPATH=f"{REPOSITORY}:{slow_disk(folder / 'slow once more')}")
+    ill = sick(folder / "a disk", ("the disk waits", None, 0))
+    started = begin(server, folder, "twice", *LONG, hosts="hosta", PYTHONPATH=ill)
     started.until_step(2, nodes=1)
     interrupt(started)
-    started.until(lambda: started.in_save(0), "the save")
+    started.until(lambda: WAITS in started.screen, "the save")
     interrupt(started)
     asked = time.monotonic()
     found = ended(server, started)

@@ -14,6 +14,8 @@ import pytest
 from agents import Started, clean_environment, end_all, start
 from hosts import Host, Hosts, obstacle
 from ranks import free_port, largest_difference, rows, wait_for_step
+from sick import sick
+from waits import GO
 
 from launch import why
 from sft_dist.rundir import RunDir, step_name
@@ -80,18 +82,24 @@ def hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
         end_all()
 
 
-def begin(folder: Path, hosts: tuple[Host, Host], name: str) -> Pair:
-    command = [sys.executable, "-m", "launch", "begin", "--nodes", "2", "--procs", "1", "config.yaml", f"run.name={name}"]
+def begin(folder: Path, hosts: tuple[Host, Host], name: str, *overrides: str, **env: str) -> Pair:
+    run = ["config.yaml", f"run.name={name}", *overrides]
+    command = [sys.executable, "-m", "launch", "begin", "--nodes", "2", "--procs", "1", *run]
     begun = subprocess.run(command, cwd=folder, env=clean_environment(), capture_output=True, text=True, timeout=60)
     assert begun.returncode == 0, begun.stderr
     attempt, port = Path(begun.stdout.strip()), free_port()
     where = ["--nodes", "2", "--head", hosts[0].name, "--port", str(port), "--attempt", str(attempt)]
     agents = []
     for node, host in enumerate(hosts):
-        line = ["launch.node_agent", *where, "--node", str(node), "config.yaml", f"run.name={name}"]
-        agents.append(start(folder, folder / "runs" / name, line, inside=host.inside(folder)))
+        line = ["launch.node_agent", *where, "--node", str(node), *run]
+        agents.append(start(folder, folder / "runs" / name, line, env, inside=host.inside(folder)))
         agents[-1].attempt = attempt
     return Pair(agents, port)
+
+
+def waiting(folder: Path, go: Path) -> dict[str, str]:
+    """An environment in which both ranks wait in step 7 until a file is there."""
+    return {"PYTHONPATH": sick(folder / f"until-{go.name}", ("waits", None, 7)), GO: str(go)}
 
 
 # --- a link that fails for two seconds ---------------------------------------------------------------------------------------------------
@@ -109,10 +117,12 @@ class Blinked:
 
 @pytest.fixture(scope="module")
 def blinked(folder: Path, hosts: tuple[Host, Host]) -> Blinked:
-    pair = begin(folder, hosts, "blinked")
+    go = folder / "go-blinked"
+    pair = begin(folder, hosts, "blinked", "watch.step_s=120", **waiting(folder, go))
     wait_for_step(folder / "runs" / "blinked", 6)
     listened = [host.listening() for host in hosts]
     hosts[1].link("down")
+    go.touch()
     time.sleep(2)
     hosts[1].link("up")
     codes = pair.end()
@@ -163,9 +173,11 @@ class Cut:
 
 @pytest.fixture(scope="module")
 def cut(folder: Path, hosts: tuple[Host, Host]) -> Cut:
-    first = begin(folder, hosts, "cut")
+    go = folder / "go-cut"
+    first = begin(folder, hosts, "cut", **waiting(folder, go))
     wait_for_step(folder / "runs" / "cut", 6)
     hosts[1].link("down")
+    go.touch()
     since = time.monotonic()
     alone = start(folder, folder / "runs" / "alone", ["sft_dist", "train", "config.yaml", "run.name=alone"])
     codes, lasted_s = first.end(), time.monotonic() - since

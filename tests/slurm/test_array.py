@@ -5,12 +5,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import yaml
 from home import REPOSITORY
 from ranks import largest_difference, rows, wait_for_step
+from sick import sick
+from waits import GO
 
 pytestmark = pytest.mark.slurm
 
@@ -66,7 +67,8 @@ def array(cluster, by_hand, place, launch):
 
     The last task's SLURM_JOB_ID is that of the whole array.
     """
-    done = launch("array", "rates.yaml", "--", "--cpus-per-task=2")
+    ill, go = sick(place / "waits", ("waits", 0, 6), when="os.environ['SLURM_ARRAY_TASK_ID'] != '1'"), place / "go"
+    done = launch("array", "rates.yaml", "--", "--cpus-per-task=2", PYTHONPATH=ill, **{GO: str(go)})
     assert done.returncode == 0, done.stderr
     job = json.loads((place / HOSTILE / "rates" / "sweep.json").read_text())["job"]
     assert done.stdout.splitlines()[0] == "# task 0  rates-0  optim.lr=0.03"
@@ -78,13 +80,12 @@ def array(cluster, by_hand, place, launch):
     for path in (place / "base.yaml", place / "rates.yaml"):
         path.write_text("this is no config and no sweep\n")
 
-    def at_work(task: int, *command: str) -> None:
+    for task, command in ((2, ("scancel", "--batch", "--signal=USR1")), (0, ("scontrol", "requeue"))):
         wait_for_step(place / HOSTILE / "rates" / f"rates-{task}", 5)
         subprocess.run([*command, f"{job}_{task}"], env=cluster.env, check=True, timeout=60)
-
-    with ThreadPoolExecutor() as both:  # one must not come to its end while the other is waited for
-        asked = [both.submit(at_work, 2, "scancel", "--batch", "--signal=USR1"), both.submit(at_work, 0, "scontrol", "requeue")]
-    assert [each.result() for each in asked] == [None, None]
+    cluster.wait_for_restart(f"{job}_0")
+    cluster.assert_nothing_is_left(f"{job}_0")
+    go.touch()
     yield job
     cluster.scancel(job)
 

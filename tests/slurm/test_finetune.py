@@ -9,6 +9,8 @@ import pytest
 from cluster import until
 from home import REPOSITORY
 from ranks import rows, wait_for_step
+from sick import sick
+from waits import GO
 from wandb_server import serve
 
 pytestmark = pytest.mark.slurm
@@ -38,9 +40,11 @@ def array(cluster, home):
     script = home.path / "array.sh"
     flags = [line for line in (REPOSITORY / SCRIPT).read_text().splitlines() if line.startswith("#SBATCH")]
     pick = f"strategies=({' '.join(STRATEGIES)}); strategy=${{strategies[$SLURM_ARRAY_TASK_ID]}}"
+    ill = sick(home.path / "waits", ("waits", 1, 6), when="os.environ['SLURM_ARRAY_TASK_ID'] == '1'")
     call = f"exec bash {SCRIPT} {home.config} run.name=$strategy shard.strategy=$strategy"
     script.write_text("\n".join(["#!/bin/bash", *flags, pick, call, ""]))
-    job = cluster.sbatch(REPOSITORY, "--array=0-2", "--nodes=2", "--cpus-per-task=2", f"--output={home.path}/array-%a.log", str(script))
+    shape = ("--array=0-2", "--nodes=2", "--cpus-per-task=2")
+    job = cluster.sbatch(REPOSITORY, *shape, f"--output={home.path}/array-%a.log", str(script), PYTHONPATH=ill)
     wait_for_step(home.run("zero2"), 5)
     cluster.scancel("--batch", "--signal=USR2", f"{job}_1")  # what --signal=B:USR2@600 sends: some sites need USR1 for themselves
     return job
@@ -61,16 +65,15 @@ def test_only_the_task_of_an_array_that_was_asked_is_started_again(array, cluste
     assert [home.attempts(strategy) for strategy in STRATEGIES] == [1, 2, 1]
 
 
-def test_a_warning_before_the_time_limit_saves_queues_again_and_goes_on(submit, cluster, home, saw):
+def test_a_warning_before_the_time_limit_saves_queues_again_and_goes_on(submit, cluster, home, tmp_path, saw):
     """It stays one run in W&B too, although Slurm signals all processes that the job has."""
     with serve() as wandb:
-        job = submit("limit", "track.wandb=online", "track.project=pets", "track.limit_s=100", **wandb.environment())
+        tracked = ("track.wandb=online", "track.project=pets", "track.limit_s=100")
+        job = submit("limit", *tracked, **wandb.environment(), PYTHONPATH=sick(tmp_path / "waits", ("waits", 1, 6)))
         wait_for_step(home.run("limit"), 5)
-        cluster.signal_rank(job, 1, signal.SIGSTOP)  # else a busy machine may come to the last step before W&B has heard of the run
         until(lambda: wandb.runs, "W&B has not heard of the run")
         cluster.scancel("--batch", "--signal=USR1", job)
         until(lambda: "USR1: all ranks are asked to save and stop" in cluster.log(job), "the job has not heard the signal")
-        cluster.signal_rank(job, 1, signal.SIGCONT)
         cluster.wait_for_restart(job)
         saved = home.outcome("limit")
         assert (saved["outcome"], saved["reason"]) == ("saved", "asked to stop by SIGUSR1")
@@ -95,14 +98,14 @@ def test_a_warning_before_the_time_limit_saves_queues_again_and_goes_on(submit, 
 
 
 @pytest.mark.parametrize("partition", ["main", "patient"])
-def test_a_preempted_job_queues_again_and_goes_on(submit, cluster, home, partition):
+def test_a_preempted_job_queues_again_and_goes_on(submit, cluster, home, tmp_path, partition):
     """From a partition that ends jobs at once, and from one that gives them time: there the run saves, and its script ends well."""
-    name = f"preempted-{partition}"
-    job = submit(name, partition=partition)
+    name, go = f"preempted-{partition}", tmp_path / "go"
+    job = submit(name, partition=partition, PYTHONPATH=sick(tmp_path / "waits", ("waits", 1, 7)), **{GO: str(go)})
     wait_for_step(home.run(name), 6)
-    cluster.signal_rank(job, 1, signal.SIGSTOP)  # it does not end before; Slurm lets it go on when it asks it to leave
     urgent = cluster.sbatch(home.path, "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 2")
     cluster.wait(urgent, "COMPLETED")
+    go.touch()
     ended = cluster.wait(job, "COMPLETED")
     assert (ended["Restarts"], ended["ExitCode"], home.attempts(name)) == ("1", "0:0", 2)
     assert "resumed at step" in cluster.log(job)
