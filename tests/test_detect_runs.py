@@ -11,13 +11,9 @@ from ranks import Job, largest_difference, output, rows, run_ranks, start, wait,
 
 pytestmark = pytest.mark.dist
 
-LAYOUTS = [
-    (1, 5, "ddp"),
-    (1, 2, "ddp"),
-    (2, 3, "ddp"),
-    (2, 2, "fsdp"),
-    (3, 1, "ddp"),
-]  # world, micro-batch, strategy; 5 samples a step are never cut evenly
+# world, micro-batch, strategy: none of them cuts 5 samples evenly
+LAYOUTS = [(1, 5, "ddp"), (2, 3, "ddp"), (2, 2, "fsdp"), (2, 2, "zero2"), (3, 1, "ddp")]
+RULER = {"ddp": 1e-9, "fsdp": 1e-9, "zero2": 1e-5}  # DeepSpeed keeps and reduces in fp32
 
 
 def job(folder: Path, name: str, micro: int, strategy: str = "ddp", precision: str = "fp64", **save: Any) -> Job:
@@ -27,7 +23,7 @@ def job(folder: Path, name: str, micro: int, strategy: str = "ddp", precision: s
         "model": {"name": "fasterrcnn_mobilenet_v3_large_320_fpn", "weights": str(folder / "random.safetensors"), "train": "last:3"},
         "batch": {"total": 5, "micro": micro},
         "optim": {"name": "sgd", "lr": 0.005, "momentum": 0.9, "weight_decay": 1e-4},
-        "train": {"duration": "6 steps", "clip": 1.0, "seed": 5},
+        "train": {"duration": "3 steps", "clip": 1.0, "seed": 5},
         "eval": {"every": "3 steps", "micro": micro},
         "save": {"every": "1000 steps", "keep": 1, **save},
         "shard": {"strategy": strategy},
@@ -61,15 +57,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("layout", LAYOUTS[1:], ids=lambda layout: name_of(*layout))
 def test_the_curve_in_fp64_is_the_same_on_every_layout(runs: Path, layout: tuple[int, int, str]) -> None:
     alone = rows(runs / "ddp-1x5")
-    assert {"train/loss_objectness", "train/loss_rpn_box_reg", "train/loss_classifier", "train/loss_box_reg"} <= alone[6, "train"].keys()
-    assert largest_difference(alone, rows(runs / name_of(*layout))) < 1e-9
+    assert {"train/loss_objectness", "train/loss_rpn_box_reg", "train/loss_classifier", "train/loss_box_reg"} <= alone[3, "train"].keys()
+    assert largest_difference(alone, rows(runs / name_of(*layout))) < RULER[layout[2]]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS[1:], ids=lambda layout: name_of(*layout))
+@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS[1:] if layout[2] != "zero2"], ids=lambda layout: name_of(*layout))
 def test_every_image_is_evaluated_once_and_alike(runs: Path, layout: tuple[int, int, str]) -> None:
     """To a hundredth of a pixel and a millionth, which is how they are written."""
     one, other = (
-        [json.loads(line) for line in (runs / name / "predictions" / "step-00000006.jsonl").read_text().splitlines()]
+        [json.loads(line) for line in (runs / name / "predictions" / "step-00000003.jsonl").read_text().splitlines()]
         for name in ("ddp-1x5", name_of(*layout))
     )
     assert [row["id"] for row in one] == [f"JPEGImages/{number:03d}.png" for number in range(20, 27)]
@@ -82,7 +78,7 @@ def test_every_image_is_evaluated_once_and_alike(runs: Path, layout: tuple[int, 
 
 def test_a_run_killed_on_two_ranks_goes_on_on_one_as_if_nothing_had_been(runs: Path) -> None:
     folder = runs.parent
-    killed = job(folder, "killed", 3, every="2 steps")
+    killed = job(folder, "killed", 3, every="1 step")
     ranks = start(2, [killed], folder / "killed-log")
     wait_for_checkpoint(runs / "killed")
     for rank in ranks:
