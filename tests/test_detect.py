@@ -175,7 +175,7 @@ def test_the_scores_are_those_of_pycocotools_in_whatever_order_the_ranks_bring_t
     rows, names = drawn_rows(30, 4, 1), ["a", "b", "c", "d"]
     scores = TASK.score(Evidence({}, tables(rows, [30])), names)
     found = {**scores.values, **scores.details}
-    assert found["val/map"] > 0.1 and found["per_class"]["d"]["support"] == 0 and found["samples"] == 30
+    assert found["val/map"] > 0.05 and found["per_class"]["d"]["support"] == 0 and found["samples"] == 30
     agree(found, rows, names)
     odd = tables([*rows[::2], *rows[1::2]], [7, 8, 9, 6])
     assert TASK.score(Evidence({}, odd[::-1]), names) == scores
