@@ -39,6 +39,32 @@ probability, best = logits.softmax(0).max(0)
 print(classes[best], f"{{probability:.4f}}")
 """
 
+PREDICT_BOXES = """\
+# python predict.py IMAGE prints a line for each object: its class, its score, and left, top, right, bottom in pixels of the upright image.
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps
+from safetensors.torch import load_file
+from torchvision.models import get_model
+from torchvision.transforms.v2 import functional
+
+classes, size = {classes}, {size}
+normalised = dict(image_mean={mean}, image_std={std}, min_size=size, max_size=size)
+model = get_model({model}, weights=None, weights_backbone=None, num_classes={count} + 1, **normalised).eval()
+model.load_state_dict(load_file(Path(__file__).with_name("model.safetensors")))
+model.transform.size_divisible = size  # images are padded to a square
+image = functional.pil_to_tensor(ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB"))
+small = functional.resize(image, None, max_size=size, antialias=True)
+zoom = torch.tensor([image.shape[2] / small.shape[2], image.shape[1] / small.shape[1]] * 2)
+with torch.inference_mode():
+    model([torch.zeros(3, size, size)])  # torchvision learns the strides of its features from the first image: it must fill the square
+    [found] = model([small / 255])
+for label, score, box in zip(found["labels"], found["scores"], found["boxes"] * zoom):
+    print(classes[label - 1], f"{{score:.4f}}", *(f"{{edge:.1f}}" for edge in box.tolist()))
+"""
+
 CARD = """\
 # {name}
 
@@ -129,8 +155,9 @@ def _texts(run: RunDir, config: Config, source: Path, weights: archive.Averaged)
     """The small files of an export by name. Names and numbers enter the code as Python literals only."""
     family(config.model.name)  # the code names a model of torchvision, or there is no code
     classes, data, how = list(checkpoint.classes_of(source)), config.data, preprocessing(config)
-    constants = {"resize": how["resize"], "size": how["crop"], "mean": list(data.mean), "std": list(data.std)}
-    predict = PREDICT.format(model=json.dumps(config.model.name), classes=repr(classes), count=len(classes), **constants)
+    constants = {"resize": how.get("resize"), "size": data.size, "mean": list(data.mean), "std": list(data.std)}
+    program = PREDICT_BOXES if config.task == "detect" else PREDICT
+    predict = program.format(model=json.dumps(config.model.name), classes=repr(classes), count=len(classes), **constants)
     item = next(item for item in inventory.items(run) if item.name == source.name)
     card = CARD.format(
         name=config.run.name,
@@ -151,6 +178,15 @@ def _texts(run: RunDir, config: Config, source: Path, weights: archive.Averaged)
 
 def preprocessing(config: Config) -> dict[str, Any]:
     """What an image goes through before the model, in this order, as torchvision's transforms take it."""
+    common = {"scale": 1 / 255, "mean": list(config.data.mean), "std": list(config.data.std)}
+    if config.task == "detect":
+        where = {
+            "longer_side": config.data.size,
+            "interpolation": "bilinear, antialias",
+            "padded_to": config.data.size,
+            "padding_place": "right and bottom",
+        }
+        return {"mode": "RGB", **where, **common}
     resize, crop = transforms.evaluation(config.data).transforms
     return {
         "mode": "RGB",
@@ -158,7 +194,5 @@ def preprocessing(config: Config) -> dict[str, Any]:
         "interpolation": "bilinear, antialias",
         "crop": crop.size[0],
         "crop_place": "centre",
-        "scale": 1 / 255,
-        "mean": list(config.data.mean),
-        "std": list(config.data.std),
+        **common,
     }

@@ -9,7 +9,7 @@ from rich.progress import track
 from sft_dist import datasets, parse, pictures
 from sft_dist.config import Config
 from sft_dist.datacheck import census, findings, page, strays
-from sft_dist.errors import MachineError
+from sft_dist.errors import ConfigError, MachineError
 from sft_dist.pages import terminal
 from sft_dist.plan import processors
 from sft_dist.rundir import to_json
@@ -21,6 +21,11 @@ def check(settings: Config, out: Path, workers: int | None, near: bool) -> int:
     """The exit code: 1 if something is wrong with the data. Writes data-check.html and data-check.json into `out`."""
     datasets.check(settings.data)
     splits = datasets.load(settings.data)
+    if not splits.train.labels:
+        told = [
+            f"data.name = {settings.data.name}: what is wrong with masks or boxes is not looked for yet, only with images of one class each"
+        ]
+        raise ConfigError([*told, *splits.remarks])
     total = len(splits.train) + len(splits.val) + len(splits.test or ())
     workers = max(1, min(8, processors(), total // FEW)) if workers is None else workers
     looks = list(_watched(census.take(splits, settings.data, workers), total))

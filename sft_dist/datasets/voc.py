@@ -76,7 +76,9 @@ def read(path: Path) -> tuple[tuple[int, int] | None, tuple[Object, ...]]:
     try:
         if path.stat().st_size > LARGEST:
             raise ValueError(f"it has more than {LARGEST // 2**20} MiB")
-        text = path.read_bytes().decode("utf-8-sig")  # as text, so that no other encoding can hide what is looked for
+        text = path.read_bytes().decode("utf-8-sig")  # as text, so that no other encoding can hide what is looked for;
+        if "\0" in text:  # UTF-16 alone passes for UTF-8, and expat finds it out
+            raise ValueError("it is not UTF-8")
         if "<!DOCTYPE" in text:
             raise ValueError("it declares a document type (<!DOCTYPE), which annotations have no use for; remove that")
         tree = ElementTree.fromstring(text)  # noqa: S314, without document type there are no entities
