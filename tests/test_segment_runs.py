@@ -20,8 +20,9 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 pytestmark = pytest.mark.dist
 
-NAME, STEPS, TOTAL, SIZE, LEARNING = "deeplabv3_mobilenet_v3_large", 8, 7, 32, "last:2"
-RUNS = {  # name -> world, micro-batch, strategy
+SMALL, WITH_AUX = "lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large"
+STEPS, TOTAL, SIZE, LEARNING = 6, 7, 32, "last:2"
+RUNS = {  # of the small network: name -> world, micro-batch, strategy
     "alone-3": (1, 3, "ddp"),
     "ddp-2": (2, 2, "ddp"),
     "zero2-2": (2, 3, "zero2"),
@@ -33,27 +34,34 @@ RULER = {"ddp": 1e-9, "fsdp": 1e-9, "zero2": 1e-5}  # DeepSpeed keeps and reduce
 
 @pytest.fixture(scope="module")
 def runs(folder: Path) -> Path:
-    """All runs: windows of 7 images, whose voids differ, that no layout cuts evenly; images of three sizes; and one killed on two ranks
-    inside the save of step 4, which goes on with three."""
+    """All runs, of the small network and one of the other: windows of 7 images, whose voids differ, that no layout cuts evenly; images of three sizes; and one killed on two ranks
+    inside the save of step 3, which goes on with three."""
     a_folder(folder / "coast", train=10, val=5)
-    warmed = _network().train()
-    for norm in (module for module in warmed.modules() if isinstance(module, nn.BatchNorm2d)):
-        norm.momentum = None  # the statistics of what it sees, so that the features do not vanish on the way
-    with torch.no_grad():
-        warmed(torch.randn(16, 3, SIZE, SIZE))
-    torch.save(warmed.state_dict(), folder / "start.pth")
+    for network in (SMALL, WITH_AUX):
+        _warm(network, folder)
     jobs = {name: _job(folder, name, *layout) for name, layout in RUNS.items()}
-    killed = _job(folder, "killed", 2, 2, "ddp", die_at="before pointer", die_step=4)
+    killed = _job(folder, "killed", 2, 2, "ddp", die_at="before pointer", die_step=3)
     _start(folder, 1, [jobs["alone-3"]])
-    _start(folder, 2, [jobs["ddp-2"], jobs["zero2-2"]])
+    _start(folder, 2, [jobs["ddp-2"], jobs["zero2-2"], _job(folder, "aux-2", 2, 2, "ddp", WITH_AUX)])
     assert run_ranks(2, [killed], folder / "killed")[0] == -9, output(folder / "killed", 2)[-4000:]
     _start(folder, 3, [jobs["ddp-3"], jobs["fsdp-3"], _job(folder, "killed", 3, 2, "fsdp")])
     return folder / "runs"
 
 
-def _network() -> nn.Module:
+def _network(name: str) -> nn.Module:
     torch.manual_seed(1)
-    return torchvision.models.get_model(NAME, weights=None, weights_backbone=None, num_classes=len(CLASSES), aux_loss=True)
+    options = {"aux_loss": True} if name == WITH_AUX else {}
+    return torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=len(CLASSES), **options)
+
+
+def _warm(name: str, folder: Path) -> None:
+    """A file of weights whose batch norms have the statistics of what they see, so that the features do not vanish on the way."""
+    warmed = _network(name).train()
+    for norm in (module for module in warmed.modules() if isinstance(module, nn.BatchNorm2d)):
+        norm.momentum = None
+    with torch.no_grad():
+        warmed(torch.randn(16, 3, SIZE, SIZE))
+    torch.save(warmed.state_dict(), folder / f"{name}.pth")
 
 
 def _start(folder: Path, world: int, jobs: list[Job]) -> None:
@@ -61,13 +69,13 @@ def _start(folder: Path, world: int, jobs: list[Job]) -> None:
     assert run_ranks(world, jobs, log) == [0] * world, output(log, world)[-4000:]
 
 
-def _job(folder: Path, name: str, world: int, micro: int, strategy: str, **fault: object) -> Job:
+def _job(folder: Path, name: str, world: int, micro: int, strategy: str, network: str = SMALL, **fault: object) -> Job:
     content = {
         "task": "segment",
         "data": {"name": "masks", "root": str(folder / "coast"), "size": SIZE, "crop_scale": [0.3, 1.0], "workers": 0},
         "model": {
-            "name": NAME,
-            "weights": str(folder / "start.pth"),
+            "name": network,
+            "weights": str(folder / f"{network}.pth"),
             "head": "keep",
             "train": LEARNING,
             "norm": "frozen",
@@ -76,8 +84,8 @@ def _job(folder: Path, name: str, world: int, micro: int, strategy: str, **fault
         "batch": {"total": TOTAL, "micro": micro},
         "optim": {"name": "sgd", "lr": 0.02, "momentum": 0.9},
         "train": {"duration": f"{STEPS} steps", "clip": 1.0, "seed": 5},
-        "eval": {"every": "4 steps"},
-        "save": {"every": "2 steps", "keep": 1},
+        "eval": {"every": "3 steps"},
+        "save": {"every": "3 steps", "keep": 1},
         "shard": {"strategy": strategy},
         "precision": "fp64",
         "device": "cpu",
@@ -120,14 +128,14 @@ def test_speed_and_progress_count_images_and_not_pixels(runs: Path) -> None:
         assert "train/counted" not in line
 
 
-def test_a_bare_pytorch_loop_draws_the_same_curve_and_finds_the_same_pixels(runs: Path) -> None:
+def test_a_bare_pytorch_loop_with_an_auxiliary_head_draws_the_same_curve_and_finds_the_same_pixels(runs: Path) -> None:
     curve, confusion = _bare_loop(runs.parent)
-    ours = rows(runs / "alone-3")
+    ours = rows(runs / "aux-2")
     for step, (loss, norm) in enumerate(curve, 1):
         row = ours[step, "train"]
         assert abs(row["train/loss"] - loss) < 1e-9, step
         assert abs(row["train/grad_norm"] - norm) < 1e-9 * max(1, norm), step
-    assert json.loads((runs / "alone-3" / "scores.json").read_text())["last"]["confusion"] == confusion
+    assert json.loads((runs / "aux-2" / "scores.json").read_text())["last"]["confusion"] == confusion
     assert curve[-1][0] < 0.9 * curve[0][0]
 
 
@@ -141,8 +149,8 @@ def _bare_loop(folder: Path) -> tuple[list[tuple[float, float]], list[list[int]]
         mask = np.asarray(Image.open(folder / "coast" / path.parent.parent.name / "masks" / path.name)).astype(np.int64)
         return pil_to_tensor(Image.open(path).convert("RGB")), torch.from_numpy(mask)
 
-    model = _network()
-    model.load_state_dict(torch.load(folder / "start.pth", weights_only=True))
+    model = _network(WITH_AUX)
+    model.load_state_dict(torch.load(folder / f"{WITH_AUX}.pth", weights_only=True))
     model.double().eval()  # frozen statistics, no dropout
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(("classifier.", "aux_classifier.", "backbone.15.", "backbone.16.")))
@@ -188,7 +196,7 @@ def test_a_window_without_a_labelled_pixel_has_loss_zero_and_the_run_goes_on(fol
     place = folder / "blank"
     place.mkdir()
     a_folder(place / "coast", train=4)
-    torch.save(_network().state_dict(), place / "start.pth")
+    _warm(SMALL, place)
     for path in (place / "coast" / "train" / "masks").iterdir():
         Image.fromarray(np.full_like(np.asarray(Image.open(path)), 255)).save(path)
     job = _job(place, "blank", 2, 1, "ddp")
