@@ -39,6 +39,38 @@ probability, best = logits.softmax(0).max(0)
 print(classes[best], f"{{probability:.4f}}")
 """
 
+PREDICT_MASK = """\
+# python predict.py IMAGE MASK.png writes the class of each pixel as its number, and prints the share of each class.
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from safetensors.torch import load_file
+from torch.nn.functional import interpolate
+from torchvision.models import get_model
+from torchvision.transforms import v2
+
+classes = {classes}
+model = get_model({model}, weights=None, num_classes={count}, **{options}).eval()
+model.load_state_dict(load_file(Path(__file__).with_name("model.safetensors")))
+resize = [v2.PILToTensor(), v2.Resize({resize}, antialias=True)]
+prepare = v2.Compose([*resize, v2.ToDtype(torch.float32, scale=True), v2.Normalize({mean}, {std})])
+image = ImageOps.exif_transpose(Image.open(sys.argv[1]))
+if image.mode.startswith("I"):  # 16 bits of grey, of which the model learned the upper byte; Pillow would clip them
+    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+with torch.inference_mode():
+    logits = model(prepare(image.convert("RGB"))[None])["out"]
+    logits = interpolate(logits, size=(image.height, image.width), mode="bilinear", align_corners=False)[0]
+mask = logits.argmax(0).numpy()
+Image.fromarray(mask.astype(np.uint8 if len(classes) <= 256 else np.uint16)).save(sys.argv[2])
+for number, name in enumerate(classes):
+    print(name, f"{{(mask == number).mean():.4f}}")
+"""
+
+LINES = {"classify": (PREDICT, "IMAGE"), "segment": (PREDICT_MASK, "IMAGE MASK.png")}  # task -> the code, and what it is called with
+
 CARD = """\
 # {name}
 
@@ -55,7 +87,7 @@ CARD = """\
 ## Use
 
 ```sh
-python predict.py IMAGE
+python predict.py {arguments}
 ```
 
 `predict.py` needs torch, torchvision, safetensors, Pillow and NumPy, and nothing of sft-dist:
@@ -100,7 +132,7 @@ def export(run: RunDir, name: str, to: Path | None = None) -> list[str]:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     size = sum(entry.bytes for entry in entries.values())
-    return [f"{source.name} is exported to {target} ({size / 2**20:.1f} MiB)", f"python {target / 'predict.py'} IMAGE"]
+    return [f"{source.name} is exported to {target} ({size / 2**20:.1f} MiB)", f"python {target / 'predict.py'} {LINES[config.task][1]}"]
 
 
 def _check_target(target: Path) -> None:
@@ -127,10 +159,11 @@ def _replace(target: Path, aside: Path) -> None:
 
 def _texts(run: RunDir, config: Config, source: Path, weights: archive.Averaged) -> dict[str, str]:
     """The small files of an export by name. Names and numbers enter the code as Python literals only."""
-    family(config.model.name)  # the code names a model of torchvision, or there is no code
+    options = family(config.model.name, config.task).options  # the code names a model of torchvision, or there is no code
     classes, data, how = list(checkpoint.classes_of(source)), config.data, preprocessing(config)
-    constants = {"resize": how["resize"], "size": how["crop"], "mean": list(data.mean), "std": list(data.std)}
-    predict = PREDICT.format(model=json.dumps(config.model.name), classes=repr(classes), count=len(classes), **constants)
+    constants = {"resize": how["resize"], "size": how.get("crop"), "mean": list(data.mean), "std": list(data.std), "options": dict(options)}
+    code, arguments = LINES[config.task]
+    predict = code.format(model=json.dumps(config.model.name), classes=repr(classes), count=len(classes), **constants)
     item = next(item for item in inventory.items(run) if item.name == source.name)
     card = CARD.format(
         name=config.run.name,
@@ -139,6 +172,7 @@ def _texts(run: RunDir, config: Config, source: Path, weights: archive.Averaged)
         weights=f"{source.name}, {'the moving average' if weights.averaged else 'as trained'}",
         scores="\n".join(f"| `{score}` | {value:.4f} |" for score, value in item.scores.items()) or "| none is known | |",
         predict=predict,
+        arguments=arguments,
     )
     return {
         "classes.json": json.dumps(classes, ensure_ascii=False, indent=1) + "\n",
@@ -151,13 +185,16 @@ def _texts(run: RunDir, config: Config, source: Path, weights: archive.Averaged)
 
 def preprocessing(config: Config) -> dict[str, Any]:
     """What an image goes through before the model, in this order, as torchvision's transforms take it."""
-    resize, crop = transforms.evaluation(config.data).transforms
+    if config.task == "segment":
+        resize, cut = transforms.whole(config.data), {}
+    else:
+        resize, crop = transforms.evaluation(config.data).transforms
+        cut = {"crop": crop.size[0], "crop_place": "centre"}
     return {
         "mode": "RGB",
         "resize": resize.size[0],
         "interpolation": "bilinear, antialias",
-        "crop": crop.size[0],
-        "crop_place": "centre",
+        **cut,
         "scale": 1 / 255,
         "mean": list(config.data.mean),
         "std": list(config.data.std),

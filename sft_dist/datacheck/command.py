@@ -9,7 +9,7 @@ from rich.progress import track
 from sft_dist import datasets, parse, pictures
 from sft_dist.config import Config
 from sft_dist.datacheck import census, findings, page, strays
-from sft_dist.errors import MachineError
+from sft_dist.errors import ConfigError, MachineError
 from sft_dist.pages import terminal
 from sft_dist.plan import processors
 from sft_dist.rundir import to_json
@@ -19,6 +19,8 @@ FEW = 64  # images that are not worth a second process
 
 def check(settings: Config, out: Path, workers: int | None, near: bool) -> int:
     """The exit code: 1 if something is wrong with the data. Writes data-check.html and data-check.json into `out`."""
+    if settings.task != "classify":
+        raise ConfigError(f"task = {settings.task}: `sft-dist data check` looks at images with one label each, for task: classify")
     datasets.check(settings.data)
     splits = datasets.load(settings.data)
     total = len(splits.train) + len(splits.val) + len(splits.test or ())
