@@ -2,68 +2,18 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sft_dist import archive, checkpoint, inventory, manifest, parse, rundir, transforms
-from sft_dist.config import Config
+from sft_dist.config import Config, Data
 from sft_dist.errors import ConfigError
 from sft_dist.families import family
+from sft_dist.programs import PROGRAMS
 from sft_dist.rundir import RunDir, to_json
 
 FILES = ("model.safetensors", "classes.json", "preprocessing.json", "config.yaml", "predict.py", "README.md")
-
-PREDICT = """\
-# python predict.py IMAGE prints the class of an image and its probability.
-import sys
-from pathlib import Path
-
-import numpy as np
-import torch
-from PIL import Image, ImageOps
-from safetensors.torch import load_file
-from torchvision.models import get_model
-from torchvision.transforms import v2
-
-classes = {classes}
-model = get_model({model}, weights=None, num_classes={count}).eval()
-model.load_state_dict(load_file(Path(__file__).with_name("model.safetensors")))
-crop = [v2.PILToTensor(), v2.Resize({resize}, antialias=True), v2.CenterCrop({size})]
-prepare = v2.Compose([*crop, v2.ToDtype(torch.float32, scale=True), v2.Normalize({mean}, {std})])
-image = ImageOps.exif_transpose(Image.open(sys.argv[1]))
-if image.mode.startswith("I"):  # 16 bits of grey, of which the model learned the upper byte; Pillow would clip them
-    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-with torch.inference_mode():
-    logits = model(prepare(image.convert("RGB"))[None])[0]
-probability, best = logits.softmax(0).max(0)
-print(classes[best], f"{{probability:.4f}}")
-"""
-
-PREDICT_BOXES = """\
-# python predict.py IMAGE prints a line for each object: its class, its score, and left, top, right, bottom in pixels of the upright image.
-import sys
-from pathlib import Path
-
-import torch
-from PIL import Image, ImageOps
-from safetensors.torch import load_file
-from torchvision.models import get_model
-from torchvision.transforms.v2 import functional
-
-classes, size = {classes}, {size}
-normalised = dict(image_mean={mean}, image_std={std}, min_size=size, max_size=size)
-model = get_model({model}, weights=None, weights_backbone=None, num_classes={count} + 1, **normalised).eval()
-model.load_state_dict(load_file(Path(__file__).with_name("model.safetensors")))
-model.transform.size_divisible = size  # images are padded to a square
-image = functional.pil_to_tensor(ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB"))
-small = functional.resize(image, None, max_size=size, antialias=True)
-zoom = torch.tensor([image.shape[2] / small.shape[2], image.shape[1] / small.shape[1]] * 2)
-with torch.inference_mode():
-    model([torch.zeros(3, size, size)])  # torchvision learns the strides of its features from the first image: it must fill the square
-    [found] = model([small / 255])
-for label, score, box in zip(found["labels"], found["scores"], found["boxes"] * zoom):
-    print(classes[label - 1], f"{{score:.4f}}", *(f"{{edge:.1f}}" for edge in box.tolist()))
-"""
 
 CARD = """\
 # {name}
@@ -81,7 +31,7 @@ CARD = """\
 ## Use
 
 ```sh
-python predict.py IMAGE
+python predict.py {arguments}
 ```
 
 `predict.py` needs torch, torchvision, safetensors, Pillow and NumPy, and nothing of sft-dist:
@@ -126,7 +76,7 @@ def export(run: RunDir, name: str, to: Path | None = None) -> list[str]:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
     size = sum(entry.bytes for entry in entries.values())
-    return [f"{source.name} is exported to {target} ({size / 2**20:.1f} MiB)", f"python {target / 'predict.py'} IMAGE"]
+    return [f"{source.name} is exported to {target} ({size / 2**20:.1f} MiB)", f"python {target / 'predict.py'} {PROGRAMS[config.task][1]}"]
 
 
 def _check_target(target: Path) -> None:
@@ -153,10 +103,10 @@ def _replace(target: Path, aside: Path) -> None:
 
 def _texts(run: RunDir, config: Config, source: Path, weights: archive.Averaged) -> dict[str, str]:
     """The small files of an export by name. Names and numbers enter the code as Python literals only."""
-    family(config.model.name)  # the code names a model of torchvision, or there is no code
+    options = family(config.model.name, config.task).options  # the code names a model of torchvision, or there is no code
     classes, data, how = list(checkpoint.classes_of(source)), config.data, preprocessing(config)
-    constants = {"resize": how.get("resize"), "size": data.size, "mean": list(data.mean), "std": list(data.std)}
-    program = PREDICT_BOXES if config.task == "detect" else PREDICT
+    constants = {"resize": how.get("resize"), "size": data.size, "mean": list(data.mean), "std": list(data.std), "options": dict(options)}
+    program, arguments = PROGRAMS[config.task]
     predict = program.format(model=json.dumps(config.model.name), classes=repr(classes), count=len(classes), **constants)
     item = next(item for item in inventory.items(run) if item.name == source.name)
     card = CARD.format(
@@ -166,6 +116,7 @@ def _texts(run: RunDir, config: Config, source: Path, weights: archive.Averaged)
         weights=f"{source.name}, {'the moving average' if weights.averaged else 'as trained'}",
         scores="\n".join(f"| `{score}` | {value:.4f} |" for score, value in item.scores.items()) or "| none is known | |",
         predict=predict,
+        arguments=arguments,
     )
     return {
         "classes.json": json.dumps(classes, ensure_ascii=False, indent=1) + "\n",
@@ -178,21 +129,22 @@ def _texts(run: RunDir, config: Config, source: Path, weights: archive.Averaged)
 
 def preprocessing(config: Config) -> dict[str, Any]:
     """What an image goes through before the model, in this order, as torchvision's transforms take it."""
-    common = {"scale": 1 / 255, "mean": list(config.data.mean), "std": list(config.data.std)}
-    if config.task == "detect":
-        where = {
-            "longer_side": config.data.size,
-            "interpolation": "bilinear, antialias",
-            "padded_to": config.data.size,
-            "padding_place": "right and bottom",
-        }
-        return {"mode": "RGB", **where, **common}
-    resize, crop = transforms.evaluation(config.data).transforms
-    return {
-        "mode": "RGB",
-        "resize": resize.size[0],
-        "interpolation": "bilinear, antialias",
-        "crop": crop.size[0],
-        "crop_place": "centre",
-        **common,
-    }
+    how = PREPROCESSING[config.task](config.data)
+    return {"mode": "RGB", **how, "scale": 1 / 255, "mean": list(config.data.mean), "std": list(config.data.std)}
+
+
+def _cut(data: Data) -> dict[str, Any]:
+    resize, crop = transforms.evaluation(data).transforms
+    return {"resize": resize.size[0], "interpolation": SMOOTH, "crop": crop.size[0], "crop_place": "centre"}
+
+
+def _whole(data: Data) -> dict[str, Any]:
+    return {"resize": transforms.whole(data).size[0], "interpolation": SMOOTH}
+
+
+def _padded(data: Data) -> dict[str, Any]:
+    return {"longer_side": data.size, "interpolation": SMOOTH, "padded_to": data.size, "padding_place": "right and bottom"}
+
+
+SMOOTH = "bilinear, antialias"
+PREPROCESSING: dict[str, Callable[[Data], dict[str, Any]]] = {"classify": _cut, "segment": _whole, "detect": _padded}

@@ -76,16 +76,8 @@ def train_step(
     scaled = scale.scale / engine.world if scale else None
     passes = plan.passes_per_rank[engine.rank]
     idle = max(plan.passes_per_rank) - passes if engine.strategy.equal_passes else 0
-    if task.count is None:
-        counted, total = {}, float(plan.global_batch)
-    else:
-        micros = list(micros)
-        engine.pulse.at("exchange")
-        [here] = engine.sum([sum(task.count(batch) for batch in micros)])
-        counted, total = (
-            {"counted": here},
-            max(here, 1.0),
-        )  # where there is nothing to learn from, the loss is 0 and the step moves nothing by it
+    micros, counted = _counted(task, micros, engine)
+    total = max(counted.get("counted", plan.global_batch), 1.0)  # with nothing to learn from, loss and gradient are 0
     sums: dict[str, Any] = {}
     problems: list[str] = []
     for i, batch in enumerate(micros):
@@ -109,6 +101,16 @@ def train_step(
     if not (math.isfinite(result["loss"]) and (scale or math.isfinite(norm))):
         _refuse(result["loss"], float(norm), engine, plan, step, float(sums["loss"]))
     return result, float(norm), asked > 0
+
+
+def _counted(task: Task, micros: Iterable[Batch], engine: Engine) -> tuple[Iterable[Batch], dict[str, float]]:
+    """The micro-batches, and how many of what the task counts all ranks hold in them; nothing where that is samples, which are known."""
+    if task.count is None:
+        return micros, {}
+    micros = list(micros)
+    engine.pulse.at("exchange")
+    [held] = engine.sum([sum(task.count(batch) for batch in micros)])
+    return micros, {"counted": held}
 
 
 def _awaited(batches: Iterator[Batch], engine: Engine) -> Iterator[Batch]:

@@ -29,11 +29,15 @@ def name(path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def stand_ins(folder: Path) -> Path:
-    """A folder of images in two classes, a file that is called weights, and a folder that looks like a run with a checkpoint."""
+    """A folder of images in two classes, one of images with masks, a file that is called weights, and a folder that looks like a run with a checkpoint."""
     for split in ("train", "val"):
         for kind in ("cat", "dog"):
             (folder / split / kind).mkdir(parents=True)
             Image.new("RGB", (40, 30)).save(folder / split / kind / "1.png")
+    for kind in ("images", "masks"):
+        (folder / "masked" / "train" / kind).mkdir(parents=True)
+        Image.new("L", (40, 30)).save(folder / "masked" / "train" / kind / "1.png")
+    (folder / "masked" / "classes.txt").write_text("road\nsky\n")
     for file in ("weights.pth", "weights.safetensors"):
         (folder / file).touch()
     manifest = folder / "source" / "checkpoints" / "step-00000001" / "MANIFEST.json"
@@ -46,7 +50,8 @@ def stand_ins(folder: Path) -> Path:
 def local(path: Path, folder: Path) -> list[str]:
     """The overrides that put a config's data and weights on this machine, and change nothing else."""
     config = parse.load(path)
-    overrides = [f"data.root={folder}"] if config.data.root else []
+    root = folder / "masked" if config.data.name == "masks" else folder
+    overrides = [f"data.root={root}"] if config.data.root else []
     if config.model.weights.startswith("run:"):
         overrides.append(f"model.weights=run:{folder}/source")
     elif suffix := Path(config.model.weights).suffix:

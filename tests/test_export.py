@@ -16,13 +16,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from sklearn.datasets import load_sample_image
 from torch import Tensor
+from torch.nn import functional
 
 from sft_dist import archive, manifest, models, parse, rundir, transforms
 from sft_dist.config import Config
-from sft_dist.datasets import images
+from sft_dist.datasets import images, masks
 from sft_dist.errors import ConfigError
 from sft_dist.export import export, preprocessing
 from sft_dist.rundir import RunDir
+from sft_dist.tasks import TASKS
 
 CLASSES = ("cat", 'dog "or" {wolf}', "Éléphant")
 KEYS: dict[str, Any] = {"model__weights": "none", "model__train": "all", "model__norm": "train", "data__size": 64, "device": "cpu"}
@@ -35,7 +37,7 @@ def made(tmp_path: Path, name: str = "mobilenet_v3_small", files: int = 1, avera
     run.config.write_text(parse.to_yaml(config))
     folder = run.checkpoints / "step-00000400"
     folder.mkdir()
-    model, _ = models.build(config, CLASSES)
+    model, _ = TASKS[config.task].build(config, CLASSES)
     state = model.state_dict()
     parts = [{key: state[key].contiguous() for key in list(state)[i::files]} for i in range(files)]
     entries = {f"model-{i:05d}.safetensors": archive.write(folder / f"model-{i:05d}.safetensors", part) for i, part in enumerate(parts)}
@@ -194,3 +196,24 @@ def test_an_export_is_as_private_as_its_run(tmp_path: Path, shared: bool, mode: 
     export(run, "best", tmp_path / "out")
     export(run, "best", tmp_path / "out")
     assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == mode
+
+
+def test_an_exported_network_for_masks_answers_as_ours_does_and_writes_them(
+    tmp_path: Path, photo: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    keys = {"task": "segment", "data__name": "masks", "data__resize": 72}
+    run, config = made(tmp_path, "lraspp_mobilenet_v3_large", **keys)
+    assert export(run, "best")[1] == f"python {run.path / 'export' / 'predict.py'} IMAGE MASK.png"
+    model, _ = TASKS["segment"].build(config, CLASSES, weights=False)
+    model.load_state_dict(dict(archive.weights(run.checkpoints / "step-00000400")))
+    image = images.read(photo)
+    with torch.inference_mode():
+        logits = model.eval()(transforms.whole(config.data)(image)[None])["out"]
+        expected = functional.interpolate(logits, size=image.shape[1:], mode="bilinear", align_corners=False)[0]
+    monkeypatch.setattr(sys, "argv", ["predict.py", str(photo), str(tmp_path / "mask.png")])
+    found = runpy.run_path(str(run.path / "export" / "predict.py"))["logits"]
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert np.array_equal(masks.decode(tmp_path / "mask.png"), found.argmax(0).numpy())
+    told = [line.rsplit(" ", 1) for line in capsys.readouterr().out.splitlines()]
+    assert [name for name, _ in told] == list(CLASSES)
+    assert sum(float(share) for _, share in told) == pytest.approx(1, abs=2e-4)

@@ -21,7 +21,7 @@ FLOORS = (
     "locks inventory notice history steps",
     "datasets finale events session remote mirror preflight transforms archive weights blocks families models overlaps detector optim tasks loading",
     "machine usage sharding engine",
-    "average checkpoint saver export evaluate loop communication track beside pictures pages compare report datacheck watch score run",
+    "average checkpoint saver programs export evaluate loop communication track beside pictures pages compare report datacheck watch score run",
     "guard ending draft prepare_cli see_cli cli train __main__",
 )
 ORDER = " ".join(FLOORS).split()

@@ -256,7 +256,7 @@ def test_nearly_all_weights_of_every_model_are_in_parts_that_can_be_sharded_and_
 def test_a_model_that_cannot_be_chosen_is_refused_with_those_that_can() -> None:
     for name in ("resnet19", "alexnet", "fcn_resnet50", "mobilenet", "quantized_resnet18"):
         with pytest.raises(ConfigError) as caught:
-            families.family(name)
+            families.family(name, "classify")
         assert caught.value.problems == (f"model.name = {name!r}; use one of {', '.join(CHOOSABLE)}",)
 
 

@@ -156,7 +156,7 @@ FREE = {  # may differ when a run is resumed; every other key shapes the curve
 
 
 OTHER = {  # key -> a value that the small config does not have
-    "task": "text", "report.write": "page", "track.artifact": "export", "precision": "fp64", "device": "cpu", "data.name": "folder", "data.classes": ["0", "1"], "data.augment": "none", "data.crop_scale": [0.5, 1.0],
+    "task": "text", "report.write": "page", "track.artifact": "export", "precision": "fp64", "device": "cpu", "data.name": "folder", "data.classes": ["0", "1"], "data.void": [0], "data.augment": "none", "data.crop_scale": [0.5, 1.0],
     "data.mean": [0.0, 0.0, 0.0], "data.std": [1.0, 1.0, 1.0], "data.workers": 2, "data.bad": "skip", "model.head": "new", "model.train": "all", "model.norm": "train",
     "model.dropout": "none", "optim.name": "adamw", "optim.betas": [0.5, 0.5], "schedule.name": "step", "schedule.warmup": "1 step", "schedule.step_every": "1 step",
     "train.duration": "1 step", "eval.every": "1 step", "eval.where": "rank0", "save.every": "2 steps", "save.on_error": "continue", "shard.strategy": "fsdp", "shard.offload": "params", "ema.decay": 0.99, "stop.when": "val/top1 >= 1",

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sft_dist.tally import Evidence, add, means
+from sft_dist.tally import Evidence, add, per_count
 
 counts = st.dictionaries(st.sampled_from("abcd"), st.integers(-(10**12), 10**12))
 
@@ -38,10 +38,17 @@ def test_rows_are_kept_side_by_side() -> None:
     assert both + Evidence() == both == Evidence() + both
 
 
-def test_means_divide_every_sum_by_the_one_named() -> None:
-    assert means({"samples": 4, "loss": 2.0, "top1": 3}, of="samples") == {"loss": 0.5, "top1": 0.75}
+def test_sums_of_steps_are_divided_by_their_samples() -> None:
+    assert per_count({"samples": 4, "loss": 2.0, "top1": 3}) == {"loss": 0.5, "top1": 0.75}
 
 
-def test_means_of_nothing_are_none_at_all() -> None:
-    assert means({}, of="samples") == {}
-    assert means({"samples": 0, "loss": 0.0}, of="samples") == {}
+def test_sums_of_steps_are_divided_by_what_the_task_counts_where_that_is_not_samples() -> None:
+    assert per_count({"samples": 4, "counted": 200.0, "loss": 50.0}) == {"loss": 0.25}
+
+
+def test_over_nothing_that_is_counted_a_mean_is_zero() -> None:
+    assert per_count({"samples": 4, "counted": 0.0, "loss": 0.0}) == {"loss": 0.0}
+
+
+def test_means_of_no_steps_are_none_at_all() -> None:
+    assert per_count({}) == {}

@@ -19,6 +19,8 @@ FEW = 64  # images that are not worth a second process
 
 def check(settings: Config, out: Path, workers: int | None, near: bool) -> int:
     """The exit code: 1 if something is wrong with the data. Writes data-check.html and data-check.json into `out`."""
+    if settings.task != "classify":
+        raise ConfigError(f"task = {settings.task}: `sft-dist data check` looks at images with one label each, for task: classify")
     datasets.check(settings.data)
     splits = datasets.load(settings.data)
     if not splits.train.labels:

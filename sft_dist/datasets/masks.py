@@ -71,7 +71,7 @@ def classes_of(data: Data) -> tuple[str, ...]:
         names = tuple(line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines())
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text: {error}") from error
-    if not all(names) or len(set(names)) < len(names):
+    if not names or not all(names) or len(set(names)) < len(names):
         raise ConfigError(f"{path} has an empty line or a name twice; it needs the name of id 0, of id 1, ..., one a line")
     if data.classes is not None and data.classes != names:
         raise ConfigError(
