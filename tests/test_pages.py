@@ -139,7 +139,7 @@ def test_every_picture_has_words_that_stand_for_it(pages: dict[str, str]) -> Non
         "val/top1 against step: good ends at 0.9833, bad (2 seeds) ends at 0.8, bad (2 seeds) ends at 0.7833.",
         "val/loss against step: good ends at 0.01667, bad (2 seeds) ends at 0.2, bad (2 seeds) ends at 0.2167.",
     ]
-    assert "1.png, in truth dog" in [attributes["alt"] for attributes in pictures]
+    assert "1.png, truth: dog" in [attributes["alt"] for attributes in pictures]
     named = [attributes.get("aria-label") or attributes.get("aria-hidden") for tag, attributes in page.tags if tag == "svg"]
     assert named and all(named)
 

@@ -40,6 +40,12 @@ def recall(counts: Counts) -> NDArray[np.float64]:
     return _macro(right / np.maximum(there, 1), counts)
 
 
+def accuracy(counts: Counts) -> NDArray[np.float64]:
+    """The share of all that is said rightly."""
+    right, _, there = np.moveaxis(counts, 1, 0)
+    return np.asarray(right.sum(1) / np.maximum(there.sum(1), 1))
+
+
 def iou(counts: Counts) -> NDArray[np.float64]:
     right, said, there = np.moveaxis(counts, 1, 0)
     return _macro(right / np.maximum(said + there - right, 1), counts)
