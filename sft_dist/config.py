@@ -13,15 +13,15 @@ class Section(BaseModel):
 
 class Data(Section):
     name: Literal["folder", "torchvision", "digits", "voc", "coco", "masks", "csv"]
-    """Kind of data set: `folder` (one folder a class under `train/`, and `val/`, `test/` where they exist), `torchvision` (a classification set of torchvision), `digits` (embedded, no files)."""
+    """Kind of data set: `folder` (one folder a class under `train/`, and `val/`, `test/` where they exist), `torchvision` (a classification set of torchvision), `digits` (embedded, no files), `voc` (boxes as Pascal VOC has them: `JPEGImages/`, `Annotations/`, and lists in `ImageSets/Main/` where they are), `coco` (boxes as COCO has them: `annotations/instances_train*.json` and a folder of images of the same name)."""
     root: Text | None = None
-    """Folder of the data, relative to where the run is started. Needed by `folder` and `torchvision`."""
+    """Folder of the data, relative to where the run is started. Needed by all but `digits`."""
     dataset: Text | None = None
     """Class name in torchvision.datasets, for `torchvision`: CIFAR10, OxfordIIITPet, Flowers102..."""
     download: StrictBool = False
     """Let torchvision download the set into `data.root` if it is not there."""
     classes: tuple[Text, ...] | None = None
-    """Use only these classes, in this order; null uses all, sorted by name."""
+    """Use only these classes, in this order; null uses all, sorted by name. With boxes, those of other classes count as background."""
     val_fraction: Share = 0.2
     """Share of the training images held out for validation, drawn by `data.split_seed`, where the set has no validation split of its own."""
     split_seed: Seed = 0
@@ -29,11 +29,11 @@ class Data(Section):
     per_class: Count | None = None
     """Train on at most this many images of each class; null uses all. Validation keeps its size."""
     size: Annotated[int, Field(ge=8)] = 224
-    """Side of the square image that the model sees, in pixels."""
+    """Side of the square image that the model sees, in pixels. With `task: detect` the longer side of the image, which is padded to that square; a multiple of 32."""
     resize: Annotated[int, Field(ge=8)] | None = None
     """For evaluation: shorter side, in pixels, before the centre crop; null is size * 256 / 224 with `resized_crop`, else size."""
     augment: Literal["resized_crop", "padded_crop", "none"] = "resized_crop"
-    """Training crop: `resized_crop` (random area and ratio), `padded_crop` (resize, pad by an eighth, random crop), or `none` (as in evaluation)."""
+    """Training crop: `resized_crop` (random area and ratio), `padded_crop` (resize, pad by an eighth, random crop), or `none` (as in evaluation). With `task: detect`: `resized_crop` (torchvision's RandomIoUCrop, around objects) or `none`, both with `flip`."""
     crop_scale: tuple[Number, Number] = (0.08, 1.0)
     """Smallest and largest share of the image's area that `resized_crop` takes."""
     flip: Annotated[Number, Field(ge=0, le=1)] = 0.5
@@ -50,7 +50,7 @@ class Data(Section):
 
 class Model(Section):
     name: Text
-    """A torchvision classifier by name: resnet18, resnet50, mobilenet_v2, vit_b_16, convnext_tiny, swin_t..."""
+    """A network of torchvision by name: of classifiers resnet18, resnet50, mobilenet_v2, vit_b_16, convnext_tiny, swin_t...; of `task: detect` fasterrcnn_resnet50_fpn, fasterrcnn_resnet50_fpn_v2, fasterrcnn_mobilenet_v3_large_fpn..."""
     weights: Text = "DEFAULT"
     """Where the weights come from: `DEFAULT` or an enum name of torchvision (downloaded once), a `.safetensors` or `.pth` file, `run:<folder>` (the best checkpoint of a run), or `none`."""
     head: Literal["auto", "new", "keep"] = "auto"

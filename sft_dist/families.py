@@ -1,7 +1,8 @@
 """Which of torchvision's networks there are, and what each calls its head and its stages."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torchvision
 from torch import nn
@@ -15,13 +16,18 @@ class Family:
 
     head: the module that answers, which `model.train: head` lets learn; of a classifier its last layer. stages: what `last:N` counts, from
     input to output, each as the prefixes of its parameters' names. beside: modules that learn with the head. last: the layers in
-    these whose size goes with the classes, so that they are made anew for other ones; none named is the head itself.
+    these whose size goes with the classes, so that they are made anew for other ones; none named is the head itself. background: classes
+    that it has besides those asked for. options: what torchvision's builder is told. body: what the names of a classifier's weights begin
+    with, and what the same weights' names begin with here, where it can start from them.
     """
 
     head: str
     stages: Callable[[nn.Module], list[tuple[str, ...]]]
     beside: tuple[str, ...] = ()
     last: tuple[str, ...] = ()
+    background: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+    body: tuple[str, str] | None = None
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -63,7 +69,30 @@ CLASSIFIERS = {  # beginning of torchvision's name -> family; another one is ano
     "swin": Family("head", _hierarchy("norm.")),
 }
 
-ZOOS = {"classify": (torchvision.models, CLASSIFIERS)}  # task -> where torchvision lists its networks, and their families
+
+def _resnet_body_stages(_: nn.Module) -> list[tuple[str, ...]]:
+    return [tuple(f"backbone.body.{name}" for name in stage) for stage in _resnet_stages(_)]
+
+
+def _mobilenet_body_stages(model: nn.Module) -> list[tuple[str, ...]]:
+    return [(f"backbone.body.{name}.",) for name, _ in model.get_submodule("backbone.body").named_children()]
+
+
+def _faster_rcnn(stages: Callable[[nn.Module], list[tuple[str, ...]]], classifiers: str) -> Family:
+    """Both stages of the head, and the pyramid between it and the body, learn together: torchvision's `trainable_backbone_layers=0`."""
+    last, body = ("roi_heads.box_predictor",), (classifiers, "backbone.body.")
+    return Family("roi_heads", stages, ("rpn", "backbone.fpn"), last, background=1, options={"weights_backbone": None}, body=body)
+
+
+DETECTORS = {
+    "fasterrcnn_resnet50": _faster_rcnn(_resnet_body_stages, ""),
+    "fasterrcnn_mobilenet_v3": _faster_rcnn(_mobilenet_body_stages, "features."),
+}
+
+ZOOS = {
+    "classify": (torchvision.models, CLASSIFIERS),
+    "detect": (torchvision.models.detection, DETECTORS),
+}  # task -> where torchvision lists its networks, and their families
 
 
 def family(name: str, task: str | None = None) -> Family:

@@ -2,10 +2,12 @@
 
 import os
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from sft_dist.config import Config
@@ -64,7 +66,16 @@ def set_autocast(module: nn.Module, kind: str, precision: str) -> None:
     computes alike."""
     if precision in AUTOCAST:
         module.forward = torch.autocast(kind, AUTOCAST[precision])(module.forward)
-        module.register_forward_hook(lambda *passed: passed[-1].float())
+        module.register_forward_hook(lambda *passed: _as_float32(passed[-1]))
+
+
+def _as_float32(output: Any) -> Any:
+    """What a model answers, tensors by themselves, by name or in a list, in float32; class numbers stay as they are."""
+    if isinstance(output, Tensor):
+        return output.float() if output.is_floating_point() else output
+    if isinstance(output, Mapping):
+        return {name: _as_float32(each) for name, each in output.items()}
+    return [_as_float32(each) for each in output]
 
 
 def clock(device: torch.device) -> Clock:

@@ -1,6 +1,7 @@
 """Torchvision's networks: built by name, filled with weights, given a new head, and frozen where they shall not learn."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -26,12 +27,18 @@ def build(config: Config, classes: Sequence[str], weights: bool = True) -> tuple
     """
     kind = family(config.model.name, "classify")
     torch.manual_seed(draw_seed("model", config.train.seed))
-    model = torchvision.models.get_model(config.model.name, weights=None, num_classes=len(classes))
+    model = network(config, len(classes))
     _check_size(model, config)
     _replace(model, kind.head, nn.Linear(_linear(model, kind.head).in_features, len(classes)))
     model, told = furnish(model, config, classes, weights)
     model.register_forward_pre_hook(normalise(config.data.mean, config.data.std))
     return model, told
+
+
+def network(config: Config, classes: int) -> nn.Module:
+    """Torchvision's network of a config for so many classes, with random weights. Raises ConfigError for a name that its task does not have."""
+    kind = family(config.model.name, config.task)
+    return torchvision.models.get_model(config.model.name, weights=None, num_classes=classes + kind.background, **kind.options)
 
 
 def furnish(model: nn.Module, config: Config, classes: Sequence[str], weights: bool) -> tuple[nn.Module, list[str]]:
@@ -40,7 +47,8 @@ def furnish(model: nn.Module, config: Config, classes: Sequence[str], weights: b
     if weights and config.model.weights != "none":
         state, source_classes = read(config.model)
         keep = config.model.head == "keep" or (config.model.head == "auto" and source_classes == tuple(classes))
-        told = fill(model, state, family(config.model.name), keep, config.model.weights)
+        state, kind = from_classifier(state, family(config.model.name))
+        told = fill(model, state, kind, keep, config.model.weights)
     if config.model.dropout == "none":
         _turn_off_draws(model)
     if config.model.norm == "sync":
@@ -49,6 +57,16 @@ def furnish(model: nn.Module, config: Config, classes: Sequence[str], weights: b
     if config.model.activation_checkpointing:
         recompute(model)
     return model, told
+
+
+def from_classifier(state: State, kind: Family) -> tuple[State, Family]:
+    """A classifier's state under the names of a body that it can start, for a network whose every other part is then new; others as they are."""
+    if kind.body is None or any(name.startswith(kind.body[1]) for name in state):
+        return state, kind
+    theirs, ours = kind.body
+    head = ("fc.", "classifier.")  # theirs, for which there is no use
+    renamed = {name if name.startswith(head) else ours + name.removeprefix(theirs): tensor for name, tensor in state.items()}
+    return renamed, replace(kind, last=(*kind.heads, *(name.removesuffix(".") for name in head)))
 
 
 def fill(model: nn.Module, state: State, kind: Family, keep_head: bool, source: str) -> list[str]:
@@ -144,9 +162,8 @@ def counts(model: nn.Module, optim: Optim, bytes_each: int = 4) -> dict[str, int
 
 def on_paper(config: Config, classes: int) -> dict[str, int]:
     """`counts` of a config's model without memory or weights."""
-    family(config.model.name, config.task)  # refuses unknown names
     with torch.device("meta"):
-        model = torchvision.models.get_model(config.model.name, weights=None, num_classes=classes)
+        model = network(config, classes)
     _check_size(model, config)
     freeze(model, config.model)
     return counts(model, config.optim, bytes_each=8 if config.precision == "fp64" else 4)

@@ -93,6 +93,16 @@ def judge(objects: Sequence[Objects], found: Sequence[Found], classes: Labels) -
     return together.take(np.argsort(-together.scores, kind="stable"))
 
 
+def precision_and_recall(judged: Judged, there: Labels) -> tuple[Numbers, Numbers]:
+    """Of each class at each of THRESHOLDS: its average precision, and the share of its objects that are found. there: objects of each class."""
+    precision, recall = np.zeros((len(there), len(THRESHOLDS))), np.zeros((len(there), len(THRESHOLDS)))
+    for label, count in enumerate(there):
+        verdicts = judged.verdicts[judged.labels == label]
+        precision[label] = average_precision(np.ones((1, len(verdicts))), verdicts, np.array([count]))[0]
+        recall[label] = (verdicts == RIGHT).sum(0) / max(count, 1)
+    return precision, recall
+
+
 def average_precision(counts: Numbers, verdicts: NDArray[np.int8], there: Numbers) -> Numbers:
     """Of each draw, at each of THRESHOLDS: precision is made to fall with the recall, and read at RECALLS.
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from sft_dist import kinds
 from sft_dist.config import Config
 from sft_dist.errors import ConfigError, MachineError
 from sft_dist.parse import flat
@@ -11,11 +12,9 @@ from sft_dist.plan import World
 from sft_dist.redact import secrets
 from sft_dist.units import Target
 
-SCORES = {"classify": ("val/loss", "val/top1", "val/top5", "val/precision_macro", "val/recall_macro", "val/f1_macro")}
-
 NOT_BUILT = {
-    "task": ("detect", "segment", "text"),
-    "data.name": ("voc", "coco", "masks", "csv"),
+    "task": ("segment", "text"),
+    "data.name": ("masks", "csv"),
     "data.bad": ("skip",),
 }
 
@@ -32,6 +31,7 @@ def check(config: Config, world: World, env: Mapping[str, str], fresh: bool = Tr
     """
     wrong = [
         *_not_built(config),
+        *kinds.check(config),
         *_contradictions(config),
         *_secrets(config, env),
         *_sharding(config, world),
@@ -73,7 +73,7 @@ def _contradictions(config: Config) -> list[str]:
         wrong.append(f"data.std = {list(config.data.std)}; every deviation must be above 0")
     if config.data.classes is not None and len(set(config.data.classes)) != len(config.data.classes):
         wrong.append("data.classes names a class twice")
-    if config.stop.when and (metric := Target.parse(config.stop.when).metric) not in (known := SCORES.get(config.task, (metric,))):
+    if config.stop.when and (metric := Target.parse(config.stop.when).metric) not in (known := kinds.SCORES.get(config.task, (metric,))):
         wrong.append(f"stop.when watches {metric}, which {config.task} does not score; use {', '.join(known)}")
     return wrong
 

@@ -17,9 +17,9 @@ PACKAGE = ROOT / "sft_dist"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = (
-    "errors units redact config parse plan refuse schema schedule tally manifest rundir revision scaling progress signals timeline pulse attempts "
+    "errors units redact config parse plan kinds refuse schema schedule tally manifest rundir revision scaling progress signals timeline pulse attempts "
     "locks inventory notice history steps",
-    "datasets finale events session remote mirror preflight transforms archive weights blocks families models overlaps optim tasks loading",
+    "datasets finale events session remote mirror preflight transforms archive weights blocks families models overlaps detector optim tasks loading",
     "machine usage sharding engine",
     "average checkpoint saver export evaluate loop communication track beside pictures pages compare report datacheck watch score run",
     "guard ending draft prepare_cli see_cli cli train __main__",

@@ -126,7 +126,7 @@ def test_the_scores_that_can_be_watched_are_those_that_the_task_gives() -> None:
     import re
 
     source = Path(refuse.__file__).with_name("tasks") / "classify.py"  # read, not imported: it needs torch
-    assert sorted(set(re.findall(r'"(val/\w+)":', source.read_text()))) == sorted(refuse.SCORES["classify"])
+    assert sorted(set(re.findall(r'"(val/\w+)":', source.read_text()))) == sorted(kinds.SCORES["classify"])
 
 
 def test_weights_of_a_file_or_run_are_accepted_once_they_are_there(tmp_path: Path) -> None:

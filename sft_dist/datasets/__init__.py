@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from sft_dist.config import Data
-from sft_dist.datasets import digits, folder, torchvision_sets
+from sft_dist.datasets import coco, digits, folder, torchvision_sets, voc
 from sft_dist.datasets.splits import Split, Splits
 from sft_dist.errors import ConfigError, MachineError
 
@@ -28,6 +28,8 @@ SOURCES = {
     "folder": Source(folder.check, folder.load, folder.load_split),
     "torchvision": Source(torchvision_sets.check, torchvision_sets.load, torchvision_sets.load_split),
     "digits": Source(digits.check, digits.load, digits.load_split),
+    "voc": Source(voc.check, voc.load, voc.load_split),
+    "coco": Source(coco.check, coco.load, coco.load_split),
 }
 
 
@@ -51,7 +53,7 @@ def load(data: Data) -> Splits:
         )
     if splits.test is not None and not len(splits.test):
         raise ConfigError("data: test/ has no image in a folder of one of the classes; sort its images into class folders, or remove it")
-    if len(splits.classes) < 2:
+    if splits.train.labels and len(splits.classes) < 2:
         raise ConfigError(f"data: only the class {splits.classes[0]!r}; a classifier needs at least two")
     return splits
 

@@ -52,6 +52,8 @@ class Splits:
     val: Split
     test: Split | None
     classes: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
+    """What of the data is passed over, a sentence each: told once at the start."""
 
     @property
     def fingerprint(self) -> str:
