@@ -11,7 +11,7 @@ from sft_dist.plan import Plan
 from sft_dist.scaling import LossScale
 from sft_dist.units import Target
 
-HEADLINES = {"classify": ("val/top1", True), "detect": ("val/map", True)}
+HEADLINES = {"classify": ("val/top1", True), "segment": ("val/miou", True), "detect": ("val/map", True)}
 """Task -> the score that decides which checkpoint is best, and which run, and whether more of it is better; the task says the same."""
 
 

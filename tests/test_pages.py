@@ -173,7 +173,7 @@ def test_without_curves_and_differences_their_sections_are_absent(plain: Compari
 def test_the_json_names_everything_that_the_screen_shows(tmp_path: Path) -> None:
     content = json.loads(json.dumps(data.content(compared(tmp_path, baseline=True))))
     assert list(content) == [
-        "format", "at", "metric", "baseline", "groups", "groups_in_all", "differing", "corrected_for", "pairs", "regressions", "left_out", "notes",
+        "format", "task", "at", "metric", "baseline", "groups", "groups_in_all", "differing", "corrected_for", "pairs", "regressions", "left_out", "notes",
     ]  # fmt: skip
     assert content["differing"] == {"optim.lr": ["0.2", "0.1"]}
     [pair] = content["pairs"]

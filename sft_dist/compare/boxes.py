@@ -115,15 +115,6 @@ def tally(judged: Judged, support: Labels) -> Tally:
     return Tally(cutoff, found, false)
 
 
-def average_precisions(judged: Judged, support: Labels) -> Numbers:
-    """classes x thresholds: AP of each class, 0 where it has no object."""
-    found = []
-    for label, there in enumerate(support.sum(0).astype(float)):
-        verdicts = judged.verdicts[judged.labels == label]
-        found.append(overlaps.average_precision(np.ones((1, len(verdicts))), verdicts, np.array([there]))[0])
-    return np.array(found)
-
-
 def brief(one: Recounted) -> str:
     return f"found {one.found_one:g} -> {one.found_other:g} of {one.objects}, false {one.false_one:g} -> {one.false_other:g}"
 
@@ -137,8 +128,8 @@ def lines(one: Recounted) -> list[str]:
 
 def _class_changes(sides: _Sides) -> list[ClassChange]:
     """Every class that has an object, those that changed most first."""
-    one, other = sides.means([average_precisions(judged, sides.support).mean(1) for judged in sides.judged])
     count = sides.support.sum(0)
+    one, other = sides.means([overlaps.precision_and_recall(judged, count)[0].mean(1) for judged in sides.judged])
     found = [ClassChange(name, int(count[i]), {"ap": (float(one[i]), float(other[i]))}) for i, name in enumerate(sides.names) if count[i]]
     return sorted(found, key=lambda change: -abs(change.change))
 
