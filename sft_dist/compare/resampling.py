@@ -89,6 +89,13 @@ def between(
     return noise.student(value, variance, noise.freedom(variance, seeds, from_samples, samples), "bootstrap t")
 
 
+def interval(evidence: Evidence, score: Score, seed: int = 0) -> tuple[float, float]:
+    """Of the score of one run alone: the percentiles of the bootstrap over its samples, which take the run for granted."""
+    drawn = _bootstrapped([evidence], score, np.arange(evidence.shape[0]), seed)[0]
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
 def swap_test(one: Evidence, other: Evidence, score: Score, seed: int = 0) -> float:
     """Two-sided p of a paired permutation test: a coin for each sample says whether the two sides swap what they counted there.
 

@@ -19,7 +19,8 @@ from sft_dist.history import reading
 from sft_dist.loading import Samples
 from sft_dist.report import exhibits, features, gradcam
 from sft_dist.report.exhibits import Balance, Cam, Drawn, Drift, Embedding, Exhibits
-from sft_dist.report.study import Answer, Study, study
+from sft_dist.report.answers import Answer
+from sft_dist.report.study import Study, study
 from sft_dist.rundir import RunDir, read_json, step_name, writing
 from sft_dist.schedule import Pick
 from sft_dist.tasks import TASKS
