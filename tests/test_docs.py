@@ -12,8 +12,8 @@ import yaml
 from launch import verdict
 from sft_dist import errors, parse
 from sft_dist.config import Config
-from sft_dist.plan import MAY_CHANGE, Plan
 from sft_dist.kinds import SCORES
+from sft_dist.plan import MAY_CHANGE, Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "slurm").glob("*.md")])
