@@ -91,10 +91,18 @@ class Detector(GeneralizedRCNN):
         return _Offers(anchors[0], scores.view(len(images), -1), deltas.view(len(images), -1, 4), proposals)
 
     def _offers_losses(self, offers: "_Offers", place: int, target: Target) -> dict[str, Tensor]:
-        """Of one image; its anchors are sampled."""
+        """Of one image; its anchors are sampled. torchvision's labels are fp32, and would make the loss of fp64 scores fp32 too."""
         labels, boxes = self.rpn.assign_targets_to_anchors([offers.anchors], [target])
         wanted = self.rpn.box_coder.encode(boxes, [offers.anchors])
-        return dict(zip(OFFERS, self.rpn.compute_loss(offers.scores[place], offers.deltas[place], labels, wanted), strict=True))
+        return dict(
+            zip(
+                OFFERS,
+                self.rpn.compute_loss(
+                    offers.scores[place], offers.deltas[place], [each.to(offers.scores.dtype) for each in labels], wanted
+                ),
+                strict=True,
+            )
+        )
 
     def _chosen(self, proposals: Tensor, target: Target, size: Size) -> "_Chosen":
         """The proposals of one image that are learned from, sampled. In one without objects and proposals, where torchvision's loss of this
