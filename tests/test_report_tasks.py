@@ -45,9 +45,9 @@ def a_boxed(folder: Path, **keys: Any) -> Path:
 def test_the_headline_of_segmentation_is_scikit_learns_with_scipys_bootstrap(tmp_path: Path) -> None:
     run, truths, said = a_masked(tmp_path)
     told = cells(drawn(run))
-    found = re.search(r"mIoU (\S+) on 12 validation images with (\d+) pixels \(95 % interval (\S+) to (\S+) over images\)", told)
+    found = re.search(r"mIoU (\S+) on 12 validation images with ([0-9,]+) pixels \(95 % interval (\S+) to (\S+) over images\)", told)
     assert found and float(found[1]) == pytest.approx(sklearns(truths, said), abs=1e-4)
-    assert int(found[2]) == sum(int((mask < 4).sum()) for mask in truths)
+    assert int(found[2].replace(",", "")) == sum(int((mask < 4).sum()) for mask in truths)
     low, high = scipys_interval(lambda images: sklearns([truths[i] for i in images], [said[i] for i in images]), 12, 400)
     assert (float(found[3]), float(found[4])) == pytest.approx((low, high), abs=0.12 * (high - low) + 0.001)
 

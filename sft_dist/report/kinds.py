@@ -43,7 +43,7 @@ class Kind:
 
 
 def _pixels(count: int) -> str:
-    return f"{count} pixels"
+    return f"{count:,} pixels"
 
 
 KINDS = {

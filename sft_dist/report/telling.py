@@ -49,7 +49,7 @@ def _rests_on(study: Study, headline: float) -> str:
     """How many samples a score is of, and its interval where there is one."""
     if study.images:
         found = f" (95 % interval {study.within[0]:.3f} to {study.within[1]:.3f} over images)" if study.within else ""
-        return f" on {len(study.images)} validation images with {study.support} {study.kind.support}{found}" if study.support else ""
+        return f" on {len(study.images)} validation images with {study.support:,} {study.kind.support}{found}" if study.support else ""
     if study.support and study.record.task == "classify" and 0 <= headline <= 1:
         low, high = wilson(headline, study.support)
         return f" on {study.support} validation samples (95 % interval {low:.3f} to {high:.3f})"
@@ -113,7 +113,7 @@ def _classes(study: Study) -> Iterator[str]:
     kind, scored = study.kind, [score for score in study.classes if score.support]
     if len(scored) > 2:
         weakest = min(scored, key=lambda score: score.lead)
-        yield f"The weakest class is {weakest.name}: {kind.columns[kind.lead]} {weakest.lead:.3f} over {weakest.support} {kind.support}."
+        yield f"The weakest class is {weakest.name}: {kind.columns[kind.lead]} {weakest.lead:.3f} over {weakest.support:,} {kind.support}."
     if study.mistakes:
         most = study.mistakes[0]
         told = f"{kind.counted(most.count)}, {100 * most.share:.0f} % of its {kind.support}"
