@@ -13,10 +13,9 @@ from pathlib import Path
 from sft_dist import redact
 from sft_dist.errors import InfrastructureError
 from sft_dist.history import reading
-from sft_dist.history.records import printable
+from sft_dist.history.records import Boxes, Masks, Predictions, printable
 from sft_dist.rundir import RunDir
 
-COLUMNS = ("id", "truth", "guess", "confidence", "truth_probability")
 WEIGHTS = ".safetensors"
 LONGEST_NAME = 128  # that W&B takes for an artifact
 OF_A_RANK = ("SFT_PULSE", "SFT_ATTEMPT", "SFT_AGENT", "TORCHELASTIC_ERROR_FILE")  # where it tells what it does, and what it dies of
@@ -26,14 +25,16 @@ OF_A_RANK = ("SFT_PULSE", "SFT_ATTEMPT", "SFT_AGENT", "TORCHELASTIC_ERROR_FILE")
 class Finale:
     """The best evaluation, from the files of the run.
 
-    classes: their names, by number. truths, guesses: a number for each sample. samples: rows of COLUMNS, those that are wrong first, of
-    them the surest, then of those that are right the least sure.
+    classes: their names, by number. truths, guesses: a number for each sample, where it has one. columns, samples: a table of samples, the
+    worst first: of classes those that are wrong, of them the surest, then of those that are right the least sure; of masks those of the
+    lowest IoU; of boxes those with the most objects that have no detection to go with them.
     """
 
     classes: Sequence[str] = ()
     truths: Sequence[int] = ()
     guesses: Sequence[int] = ()
-    samples: Sequence[tuple[str, str, str, float, float]] = ()
+    columns: Sequence[str] = ()
+    samples: Sequence[tuple[object, ...]] = ()
 
 
 def look(run: RunDir, most: int, secrets: Collection[str]) -> Finale:
@@ -43,12 +44,38 @@ def look(run: RunDir, most: int, secrets: Collection[str]) -> Finale:
     if step is None:
         return Finale()
     said = record.predictions(step)
-    known = dict(enumerate(record.classes))
+    if isinstance(said, Predictions):
+        return _of_labels(said, record.classes, most, secrets)
+    columns, rows = _of_masks(said) if isinstance(said, Masks) else _of_boxes(said)
+    worst = sorted(zip(said.ids, rows, strict=True), key=lambda one: one[1])[:most]
+    return Finale(columns=columns, samples=[(_clean(name, secrets), *row) for name, row in worst])
+
+
+def _of_labels(said: Predictions, named: Sequence[str], most: int, secrets: Collection[str]) -> Finale:
+    known = dict(enumerate(named))
     classes = [_clean(known.get(number, str(number)), secrets) for number in range(1 + max([-1, *known, *said.truths, *said.guesses]))]
     columns = zip(said.ids, said.truths, said.guesses, said.confidence, said.certainty, strict=True)
     worst = sorted(columns, key=lambda row: (True, row[3]) if row[1] == row[2] else (False, -row[3]))[:most]
     samples = [(_clean(name, secrets), classes[truth], classes[guess], sure, true) for name, truth, guess, sure, true in worst]
-    return Finale(classes, said.truths, said.guesses, samples)
+    return Finale(classes, said.truths, said.guesses, ("id", "truth", "guess", "confidence", "truth_probability"), samples)
+
+
+def _of_masks(said: Masks) -> tuple[Sequence[str], list[tuple[float, ...]]]:
+    """The mean IoU over the classes that are in an image, and the share of its pixels that are said rightly."""
+    rows = []
+    for right, guessed, there in zip(said.right, said.said, said.there, strict=True):
+        shares = [r / (g + t - r) for r, g, t in zip(right, guessed, there, strict=True) if t]
+        rows.append((sum(shares) / max(1, len(shares)), sum(right) / max(1, sum(there))))
+    return ("id", "iou", "pixel_accuracy"), rows
+
+
+def _of_boxes(said: Boxes) -> tuple[Sequence[str], list[tuple[float, ...]]]:
+    """How many detections have a score of a half or more, less how many objects are there; both; and the highest score."""
+    rows: list[tuple[float, ...]] = []
+    for one in said.images:
+        objects, sure = one.crowd.count(False), sum(score >= 0.5 for score in one.scores)
+        rows.append((sure - objects, objects, sure, max(one.scores, default=0.0)))
+    return ("id", "detections_less_objects", "objects", "detections", "highest_score"), rows
 
 
 def export(run: RunDir, to: Path, limit_s: float) -> None:

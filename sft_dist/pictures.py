@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,26 @@ Read = Callable[[str], Any]
 """A sample's id -> Pillow's image, or None where there is none; raises ValueError or OSError where it cannot be read."""
 
 
+@dataclass(frozen=True)
+class Photo:
+    """A small copy of an image: its data URI, and the width and height in pixels of the whole one."""
+
+    uri: str
+    width: int
+    height: int
+
+
 def of(config: Mapping[str, Any], ids: Iterable[str]) -> dict[str, str]:
     """Sample id -> data URI, for those of a run's samples that can be read; for other kinds of data sets none."""
+    return {sample: photo.uri for sample, photo in photos(config, ids, SIDE).items()}
+
+
+def photos(config: Mapping[str, Any], ids: Iterable[str], side: int) -> dict[str, Photo]:
+    """The same with their sizes, the longer side of the copies at most this many pixels."""
     source = SOURCES.get(str(config.get("data.name")))
     read = source(config) if source else None
-    found = {sample: _small(read, sample) for sample in ids} if read else {}
-    return {sample: uri for sample, uri in found.items() if uri}
+    found = {sample: _small(read, sample, side) for sample in ids} if read else {}
+    return {sample: photo for sample, photo in found.items() if photo}
 
 
 def _folder(config: Mapping[str, Any]) -> Read | None:
@@ -64,17 +79,22 @@ def _torchvision(config: Mapping[str, Any]) -> Read | None:
     return read if pixels and config.get("data.root") else None
 
 
-def _small(read: Read, sample: str) -> str | None:
+def _small(read: Read, sample: str, side: int) -> Photo | None:
     file = io.BytesIO()
     try:
         if (image := read(sample)) is None:
             return None
-        image.thumbnail((SIDE, SIDE))
-        image.convert("RGB").save(file, "PNG" if max(image.size) < SIDE else "JPEG")
+        width, height = image.size
+        image.thumbnail((side, side))
+        kind = "PNG" if max(image.size) < SIDE else "JPEG"
+        image.convert("RGB").save(file, kind)
     except (OSError, ValueError):  # the page goes without
         return None
-    kind = "png" if max(image.size) < SIDE else "jpeg"
-    return f"data:image/{kind};base64," + base64.b64encode(file.getvalue()).decode()
+    return Photo(f"data:image/{kind.lower()};base64," + base64.b64encode(file.getvalue()).decode(), width, height)
 
 
-SOURCES: dict[str, Callable[[Mapping[str, Any]], Read | None]] = {"folder": _folder, "digits": _digits, "torchvision": _torchvision}
+SOURCES: dict[str, Callable[[Mapping[str, Any]], Read | None]] = {
+    **dict.fromkeys(("folder", "masks", "voc", "coco"), _folder),
+    "digits": _digits,
+    "torchvision": _torchvision,
+}

@@ -171,7 +171,7 @@ class Session:
             about = {"class_names": list(shown.classes), "title": "Confusion matrix of the best evaluation"}
             tables["best/confusion"] = wandb.plot.confusion_matrix(y_true=list(shown.truths), preds=list(shown.guesses), **about)
         if shown.samples:
-            tables["best/predictions"] = wandb.Table(columns=list(finale.COLUMNS), data=[list(row) for row in shown.samples])
+            tables["best/predictions"] = wandb.Table(columns=list(shown.columns), data=[list(row) for row in shown.samples])
         return tables
 
     def _send_model(self, end: float) -> None:

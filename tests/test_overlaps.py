@@ -17,7 +17,7 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.tree import DecisionTreeClassifier
 
 from sft_dist.compare import resampling
-from sft_dist.compare.overlaps import mean_ap, miou, ranked
+from sft_dist.compare.overlaps import mean_ap, pixels, ranked
 from sft_dist.compare.resampling import Evidence, Score
 from sft_dist.overlaps import Found, Objects, confusion
 
@@ -27,8 +27,9 @@ VOID = 255
 
 
 def tables(truths: Sequence[Masks], said: Sequence[Masks], classes: int) -> NDArray[np.int64]:
-    """One run's evidence: 1 x images x classes x classes."""
-    return np.array([[confusion(there, guess, classes) for there, guess in zip(truths, said, strict=True)]])
+    """One run's evidence: 1 x images x 3 x classes."""
+    found = np.array([[confusion(there, guess, classes) for there, guess in zip(truths, said, strict=True)]])
+    return np.stack([np.einsum("rikk->rik", found), found.sum(2), found.sum(3)], axis=2)
 
 
 def sklearns(truths: Sequence[Masks], said: Sequence[Masks]) -> float:
@@ -125,13 +126,13 @@ def scored(evidence: Evidence, score: Score) -> float:
 @pytest.mark.parametrize("images", [1, 5, 40])
 def test_a_difference_in_miou_is_scikit_learns(images: int) -> None:
     truths, one, other = drawn_masks(np.random.default_rng(images), images, right=(0.6, 0.9))
-    found = miou(tables(truths, one, 4), tables(truths, other, 4))
+    found = pixels(tables(truths, one, 4), tables(truths, other, 4))
     assert found.value == pytest.approx(sklearns(truths, other) - sklearns(truths, one), abs=1e-12)
 
 
 def test_a_class_that_no_pixel_is_or_is_said_to_be_is_left_out_of_miou_and_one_that_is_only_said_is_not() -> None:
     truth, said, right = np.array([[0, 0, 1, 1]]), np.array([[0, 0, 1, 2]]), np.array([[0, 0, 1, 1]])
-    assert miou(tables([truth], [right], 4), tables([truth], [said], 4)).value == pytest.approx((1 + 1 / 2 + 0) / 3 - 1)
+    assert pixels(tables([truth], [right], 4), tables([truth], [said], 4)).value == pytest.approx((1 + 1 / 2 + 0) / 3 - 1)
 
 
 def test_pixels_of_no_class_are_left_out() -> None:
@@ -234,7 +235,7 @@ def error(p: float) -> float:
 def test_the_permutation_test_of_miou_is_scipys_over_all_swaps() -> None:
     truths, one, other = drawn_masks(np.random.default_rng(2), 7, right=(0.7, 0.72))
     theirs = over_all_swaps(lambda images: sklearns(truths, [one[i - 1] if i > 0 else other[-i - 1] for i in images]), 7)
-    found = miou(tables(truths, one, 4), tables(truths, other, 4))
+    found = pixels(tables(truths, one, 4), tables(truths, other, 4))
     assert 0.02 < theirs < 0.9
     assert (found.test, found.p) == ("permutation", pytest.approx(theirs, abs=error(theirs)))
 
@@ -262,7 +263,7 @@ def test_the_bootstrap_of_miou_is_scipys_within_its_own_noise() -> None:
         return sklearns(there, [other[i] for i in images]) - sklearns(there, [one[i] for i in images])
 
     low, high = scipys_interval(difference, 30, 400)
-    found = miou(tables(truths, one, 4), tables(truths, other, 4))
+    found = pixels(tables(truths, one, 4), tables(truths, other, 4))
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.12 * (high - low))
 
 
@@ -286,7 +287,7 @@ def test_seeds_are_compared_by_their_means_and_by_students_test() -> None:
     assert found.test == "bootstrap t" and found.low > 0 and found.p < 0.01
     truths, *said = drawn_masks(np.random.default_rng(6), 25, right=(0.7, 0.7, 0.8, 0.8))
     one, other = (np.concatenate([tables(truths, run, 4) for run in side]) for side in (said[:2], said[2:]))
-    masks = miou(one, other)
+    masks = pixels(one, other)
     assert masks.value == pytest.approx(
         np.mean([sklearns(truths, run) for run in said[2:]]) - np.mean([sklearns(truths, run) for run in said[:2]])
     )
@@ -316,7 +317,7 @@ def test_equal_recipes_are_rarely_told_apart_and_different_ones_are(monkeypatch:
 
     def by_masks(random: np.random.Generator, right: tuple[float, float] = (0.8, 0.8)) -> float:
         truths, one, other = drawn_masks(random, 15, right=right)
-        return miou(tables(truths, one, 4), tables(truths, other, 4)).p
+        return pixels(tables(truths, one, 4), tables(truths, other, 4)).p
 
     for compare in (by_boxes, by_masks):
         assert alarms(compare, 100) <= 11  # of 100 with 5 %: 5, and 2.8 standard errors
@@ -328,7 +329,7 @@ def test_equal_recipes_are_rarely_told_apart_and_different_ones_are(monkeypatch:
 def test_two_pixel_classifiers_on_real_street_scenes_are_told_apart(real_data: Path) -> None:
     """Every second pixel of CamVid, by colour and place; class 11 is void."""
 
-    def pixels(mask: Path) -> NDArray[np.float64]:
+    def coloured(mask: Path) -> NDArray[np.float64]:
         image = np.asarray(Image.open(mask.parent.parent / "images" / f"{mask.stem}.jpg").convert("RGB"))[::2, ::2]
         rows, columns = np.indices(image.shape[:2])
         return np.dstack([image, rows, columns]).reshape(-1, 5).astype(float)
@@ -338,12 +339,12 @@ def test_two_pixel_classifiers_on_real_street_scenes_are_told_apart(real_data: P
         return np.where(classes < 11, classes, VOID)
 
     known, asked = (sorted((real_data / "camvid" / split / "masks").iterdir()) for split in ("train", "val"))
-    colours, labels = (np.concatenate([read(mask) for mask in known[::25]]) for read in (pixels, truth))
+    colours, labels = (np.concatenate([read(mask) for mask in known[::25]]) for read in (coloured, truth))
     models: list[Any] = [GaussianNB(), DecisionTreeClassifier(max_depth=8, random_state=0)]
     fitted = [model.fit(colours[labels != VOID], labels[labels != VOID]) for model in models]
-    truths, seen = [truth(mask) for mask in asked], [pixels(mask) for mask in asked]
+    truths, seen = [truth(mask) for mask in asked], [coloured(mask) for mask in asked]
     one, other = ([model.predict(image) for image in seen] for model in fitted)
-    found = miou(tables(truths, one, 11), tables(truths, other, 11))
+    found = pixels(tables(truths, one, 11), tables(truths, other, 11))
     assert found.value == pytest.approx(sklearns(truths, other) - sklearns(truths, one), abs=1e-12)
     assert 0 < found.low < found.value < found.high and found.p < 0.001
 

@@ -139,7 +139,7 @@ def test_every_picture_has_words_that_stand_for_it(pages: dict[str, str]) -> Non
         "val/top1 against step: good ends at 0.9833, bad (2 seeds) ends at 0.8, bad (2 seeds) ends at 0.7833.",
         "val/loss against step: good ends at 0.01667, bad (2 seeds) ends at 0.2, bad (2 seeds) ends at 0.2167.",
     ]
-    assert "1.png, in truth dog" in [attributes["alt"] for attributes in pictures]
+    assert "1.png, truth: dog" in [attributes["alt"] for attributes in pictures]
     named = [attributes.get("aria-label") or attributes.get("aria-hidden") for tag, attributes in page.tags if tag == "svg"]
     assert named and all(named)
 
@@ -173,7 +173,7 @@ def test_without_curves_and_differences_their_sections_are_absent(plain: Compari
 def test_the_json_names_everything_that_the_screen_shows(tmp_path: Path) -> None:
     content = json.loads(json.dumps(data.content(compared(tmp_path, baseline=True))))
     assert list(content) == [
-        "format", "at", "metric", "baseline", "groups", "groups_in_all", "differing", "corrected_for", "pairs", "regressions", "left_out", "notes",
+        "format", "task", "at", "metric", "baseline", "groups", "groups_in_all", "differing", "corrected_for", "pairs", "regressions", "left_out", "notes",
     ]  # fmt: skip
     assert content["differing"] == {"optim.lr": ["0.2", "0.1"]}
     [pair] = content["pairs"]

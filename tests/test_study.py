@@ -33,7 +33,7 @@ def test_the_interval_is_that_of_scipy(right: int, n: int) -> None:
 def test_mistakes_are_counted_the_most_frequent_first(tmp_path: Path) -> None:
     found = looked(a_whole_run(tmp_path / "run", [0, 3, 6, 1]))
     assert found.mistakes == [Mistake("cat", "dog", 3, 0.15), Mistake("dog", "eel", 1, 0.05)]
-    assert found.samples == 60 and found.commonest == pytest.approx(1 / 3)
+    assert found.support == 60 and found.commonest == pytest.approx(1 / 3)
 
 
 def test_the_worst_are_wrong_and_the_least_sure_come_first(tmp_path: Path) -> None:

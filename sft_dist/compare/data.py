@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sft_dist.compare import telling
-from sft_dist.compare.pairing import Moved
+from sft_dist.compare.pairing import ClassChange
 from sft_dist.compare.standings import Entry
 from sft_dist.compare.verdicts import Comparison, Pair
 
@@ -16,6 +16,7 @@ def content(comparison: Comparison) -> dict[str, Any]:
     """What compare.json holds; its fields are explained in docs/guides/compare.md."""
     return {
         "format": 1,
+        "task": comparison.task,
         "at": comparison.at,
         "metric": comparison.metric,
         "baseline": comparison.baseline,
@@ -49,12 +50,17 @@ def _pair(pair: Pair, comparison: Comparison) -> dict[str, Any]:
         "p_corrected": pair.p,
         "beside": {metric: asdict(difference) for metric, difference in pair.beside.items()},
         "samples": pair.samples,
-        "classes": [asdict(change) for change in pair.classes],
+        "classes": [_class(change) for change in pair.classes],
         "better": _moved(pair.better),
         "worse": _moved(pair.worse),
         "notes": pair.notes,
     }
 
 
-def _moved(samples: Sequence[Moved]) -> dict[str, Any]:
+def _class(change: ClassChange) -> dict[str, Any]:
+    scores = {f"{name}_{side}": score for name, both in change.scores.items() for side, score in zip(("one", "other"), both, strict=True)}
+    return {"name": change.name, "support": change.support, **scores}
+
+
+def _moved(samples: Sequence[Any]) -> dict[str, Any]:
     return {"count": len(samples), "samples": [asdict(one) for one in samples[:MOST]]}

@@ -40,6 +40,7 @@ def page(comparison: Comparison, pictures: Mapping[str, str]) -> str:
     return paper.render(
         "compare.html",
         comparison=comparison,
+        kind=comparison.kind,
         words=words,
         telling=telling,
         figures=figures,

@@ -40,6 +40,12 @@ def recall(counts: Counts) -> NDArray[np.float64]:
     return _macro(right / np.maximum(there, 1), counts)
 
 
+def accuracy(counts: Counts) -> NDArray[np.float64]:
+    """The share of all that is said rightly."""
+    right, _, there = np.moveaxis(counts, 1, 0)
+    return np.asarray(right.sum(1) / np.maximum(there.sum(1), 1))
+
+
 def iou(counts: Counts) -> NDArray[np.float64]:
     right, said, there = np.moveaxis(counts, 1, 0)
     return _macro(right / np.maximum(said + there - right, 1), counts)
@@ -81,6 +87,13 @@ def between(
     from_samples = float(np.var(differences, ddof=1))
     variance = sum(part for part, _ in seeds) + from_samples
     return noise.student(value, variance, noise.freedom(variance, seeds, from_samples, samples), "bootstrap t")
+
+
+def interval(evidence: Evidence, score: Score, seed: int = 0) -> tuple[float, float]:
+    """Of the score of one run alone: the percentiles of the bootstrap over its samples, which take the run for granted."""
+    drawn = _bootstrapped([evidence], score, np.arange(evidence.shape[0]), seed)[0]
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
 
 
 def swap_test(one: Evidence, other: Evidence, score: Score, seed: int = 0) -> float:

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sft_dist.compare import telling
+from sft_dist.compare.pairing import Kind
 from sft_dist.compare.verdicts import Comparison, Pair
 from sft_dist.history.records import printable
 from sft_dist.pages import terminal, words
@@ -64,7 +65,7 @@ def _lines(comparison: Comparison) -> Iterator[str]:
     yield f"{words.score(comparison.metric)} of the {comparison.at} evaluation, on the same validation samples:"
     for pair in comparison.pairs:
         yield f"  {telling.sentence(pair, comparison)}"
-        yield from (f"    {line}" for line in _details(pair))
+        yield from (f"    {line}" for line in _details(pair, comparison.kind))
     if comparison.at == "best":
         yield "  the best evaluation was picked by the same samples that it is compared on, which flatters whoever evaluated more often"
     yield from (f"note: {note}" for note in comparison.notes)
@@ -72,12 +73,12 @@ def _lines(comparison: Comparison) -> Iterator[str]:
         yield from telling.regressions(comparison)
 
 
-def _details(pair: Pair) -> Iterator[str]:
+def _details(pair: Pair, kind: Kind) -> Iterator[str]:
     yield from telling.beside(pair)
-    changed = [telling.class_change(change) for change in pair.classes if change.recall_other != change.recall_one]
+    changed = [telling.class_change(change) for change in pair.classes if change.change]
     if changed:
-        yield f"recall by class, in points: {words.listed(changed, MOST)}"
+        yield f"{kind.columns[0]} by class, in points: {words.listed(changed, MOST)}"
     for name, moved in (("better", pair.better), ("worse", pair.worse)):
         if moved:
-            yield f"{len(moved)} samples {name}: {words.listed([f'{one.id} ({telling.guess(one)})' for one in moved], 4)}"
+            yield f"{len(moved)} samples {name}: {words.listed([f'{one.id} ({kind.brief(one)})' for one in moved], 4)}"
     yield from pair.notes

@@ -1,7 +1,7 @@
 """A comparison in words, the same on the screen, in the page and in the JSON."""
 
 from sft_dist.compare.noise import Difference, Spread
-from sft_dist.compare.pairing import ClassChange, Moved
+from sft_dist.compare.pairing import ClassChange
 from sft_dist.compare.standings import Entry
 from sft_dist.compare.verdicts import ALPHA, Comparison, Pair
 from sft_dist.pages import words
@@ -65,12 +65,7 @@ def steps(entry: Entry) -> str:
 
 
 def class_change(change: ClassChange) -> str:
-    return f"{change.name} {100 * (change.recall_other - change.recall_one):+.1f}"
-
-
-def guess(moved: Moved) -> str:
-    """What was said of a sample on both sides."""
-    return f"{'/'.join(moved.guesses_one)} -> {'/'.join(moved.guesses_other)}"
+    return f"{change.name} {100 * change.change:+.1f}"
 
 
 def regressions(comparison: Comparison) -> list[str]:

@@ -4,10 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from statistics import fmean
+from typing import Any
 
-from sft_dist.compare import noise, pairing, resampling, standings
+from sft_dist.compare import noise, standings
+from sft_dist.compare.kinds import KINDS
 from sft_dist.compare.noise import Difference
-from sft_dist.compare.pairing import Answers, ClassChange, Moved, Paired
+from sft_dist.compare.pairing import Answers, ClassChange, Held, Kind
 from sft_dist.compare.standings import Entry
 from sft_dist.errors import ConfigError
 from sft_dist.history import groups, selection
@@ -17,9 +19,6 @@ from sft_dist.history.records import Record, told_apart
 ALPHA = 1 - noise.LEVEL
 ALL_PAIRS = 5  # groups of which every pair is judged; of more, the first against each of the others
 TOP = 10
-TOP1, F1 = "val/top1", "val/f1_macro"
-TESTED = (TOP1, *resampling.MACRO)
-"""The scores that runs can be judged by: for these there is a test over samples."""
 
 Predicted = Callable[[Record], Answers]
 
@@ -28,7 +27,7 @@ Predicted = Callable[[Record], Answers]
 class Choice:
     """What is compared: the `last` evaluation or the `best`, of the runs that meet the conditions, in an order, the first few.
 
-    metric: one of TESTED; None is the score that decided the runs' best.
+    metric: one of those that their kind of work is tested by; None is the score that decided the runs' best.
     """
 
     at: str = "last"
@@ -54,8 +53,8 @@ class Pair:
     beside: Mapping[str, Difference] = field(default_factory=dict)
     samples: int = 0
     classes: Sequence[ClassChange] = ()
-    better: Sequence[Moved] = ()
-    worse: Sequence[Moved] = ()
+    better: Sequence[Any] = ()
+    worse: Sequence[Any] = ()
     notes: Sequence[str] = ()
     reason: str = ""
 
@@ -68,6 +67,7 @@ class Comparison:
     left_out: runs that were asked for and have no score.
     """
 
+    task: str
     at: str
     metric: str
     entries: Sequence[Entry]
@@ -78,6 +78,10 @@ class Comparison:
     baseline: str | None
     left_out: Sequence[str]
     notes: Sequence[str]
+
+    @property
+    def kind(self) -> Kind:
+        return KINDS[self.task]
 
     @property
     def regressions(self) -> list[Pair]:
@@ -100,10 +104,12 @@ def judge(records: Sequence[Record], baseline: Sequence[Record], choice: Choice)
     places = {record.place for record in baseline}
     everyone = told_apart([*baseline, *(record for record in records if record.place not in places)])
     baseline, records = everyone[: len(baseline)], everyone[len(baseline) :]
-    metric = choice.metric or next((record.headline for record in (*baseline, *records)), "")
-    if metric not in TESTED:
-        raise ConfigError(f"--metric {metric}: runs are judged by one of {', '.join(TESTED)}; --sort {metric} orders them by it")
     chosen = selection.where(records, choice.where, choice.at)
+    task = _task([*baseline, *chosen])
+    tested = KINDS[task].tested
+    metric = choice.metric or tested[0]
+    if metric not in tested:
+        raise ConfigError(f"--metric {metric}: runs are judged by one of {', '.join(tested)}; --sort {metric} orders them by it")
     scored, notes = _scored(chosen, metric, choice.at)
     left_out = [record.name for record in chosen if metric not in record.numbers(choice.at)]
     wanted, told = groups.group(scored)
@@ -127,7 +133,16 @@ def judge(records: Sequence[Record], baseline: Sequence[Record], choice: Choice)
     problems = [f"{name}: {told}" for entry in entries for name, read in entry.curves.items() for told in read.problems]
     facts, count = groups.differing([*base, *shown]), len(wanted) + len(base)
     label = base[0].label if base else None
-    return Comparison(choice.at, metric, entries, facts, pairs, among, count, label, left_out, [*notes, *told, *more_told, *problems])
+    return Comparison(task, choice.at, metric, entries, facts, pairs, among, count, label, left_out, [*notes, *told, *more_told, *problems])
+
+
+def _task(records: Sequence[Record]) -> str:
+    """That of all of them. Raises ConfigError where they are of several."""
+    first = {record.task: record.name for record in reversed(records)}
+    if len(first) > 1:
+        told = " and ".join(f"{name} of {task}" for task, name in sorted(first.items()))
+        raise ConfigError(f"runs of different tasks cannot be compared: {told}; name runs of one task, or add --where task={min(first)}")
+    return next(iter(first), "classify")
 
 
 def _scored(records: Sequence[Record], metric: str, at: str) -> tuple[list[Record], list[str]]:
@@ -199,27 +214,22 @@ def _decided(pair: Pair, p: float) -> Pair:
 
 
 def _pair(one: Group, other: Group, metric: str, at: str, answers: Predicted) -> Pair:
-    aligned = pairing.align([answers(run) for run in one.runs], [answers(run) for run in other.runs])
+    kind = KINDS[one.runs[0].task]
+    held = kind.hold([answers(run) for run in one.runs], [answers(run) for run in other.runs])
     begun = Pair(one.label, other.label, (len(one.runs), len(other.runs)))
-    if not isinstance(aligned, Paired):
+    if not isinstance(held, Held):
         silent = any(not answers(run).predictions.ids for run in (*one.runs, *other.runs))
-        return _by_seeds_alone(replace(begun, reason=aligned), one, other, metric, at) if silent else replace(begun, reason=aligned)
+        return _by_seeds_alone(replace(begun, reason=held), one, other, metric, at) if silent else replace(begun, reason=held)
     return replace(
         begun,
-        difference=_difference(metric, aligned),
-        beside={name: _difference(name, aligned) for name in (TOP1, F1) if name != metric},
-        samples=len(aligned.ids),
-        classes=pairing.class_changes(aligned),
-        better=pairing.moved(aligned, better=True),
-        worse=pairing.moved(aligned, better=False),
-        notes=aligned.notes,
+        difference=held.difference(metric),
+        beside={name: held.difference(name) for name in kind.beside if name != metric},
+        samples=held.samples,
+        classes=held.classes,
+        better=held.better,
+        worse=held.worse,
+        notes=held.notes,
     )
-
-
-def _difference(metric: str, aligned: Paired) -> Difference:
-    if metric == TOP1:
-        return noise.top1(aligned.right_one, aligned.right_other)
-    return resampling.difference(metric, aligned.truths, aligned.one, aligned.other)
 
 
 def _by_seeds_alone(pair: Pair, one: Group, other: Group, metric: str, at: str) -> Pair:

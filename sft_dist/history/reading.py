@@ -14,8 +14,8 @@ import yaml
 
 from sft_dist import attempts
 from sft_dist.errors import ConfigError
-from sft_dist.history import files
-from sft_dist.history.records import Curves, Predictions, Record, Turn, is_number, natural, printable
+from sft_dist.history import answers, files
+from sft_dist.history.records import Curves, Record, Turn, is_number, natural, printable
 from sft_dist.rundir import RunDir, step_name
 
 MARKS = {"plan.json", "metrics.jsonl", "outcome.json", "attempts"}  # what a run's folder holds beside its config.yaml
@@ -77,10 +77,11 @@ def read(folder: Path) -> Record:
     problems: list[str] = []
     plan, env, outcome, scores = (_object(folder / f"{name}.json", problems) for name in ("plan", "env", "outcome", "scores"))
     fingerprint = env.get("data_fingerprint") or _state(run, problems).get("fingerprint")
+    config = _config(run.config, problems)
     return Record(
         name=printable(folder.absolute().name),
         place=printable(str(folder.resolve())),
-        config=_config(run.config, problems),
+        config=config,
         plan=plan,
         env=env,
         outcome=outcome,
@@ -90,7 +91,7 @@ def read(folder: Path) -> Record:
         when=touched(folder),
         problems=tuple(problems),
         curves=lambda: _curves(run),
-        predictions=lambda step: _predictions(run.predictions / f"{step_name(step)}.jsonl"),
+        predictions=lambda step: answers.read(config.get("task"), run.predictions / f"{step_name(step)}.jsonl"),
     )
 
 
@@ -194,27 +195,3 @@ def _curves(run: RunDir) -> Curves:
         [row for row in files.lines(path, problems) if is_number(step := row.get("step")) and isinstance(step, int)] for path in places
     ]
     return Curves(rows, rewound, tuple(problems))
-
-
-def _predictions(path: Path) -> Predictions:
-    problems: list[str] = []
-    samples: dict[str, tuple[int, int, float, float]] = {}
-    bad = 0
-    for row in files.lines(path, problems, files.MOST_PREDICTIONS):
-        sample, label, probs = row.get("id"), row.get("label"), row.get("probs")
-        if (
-            isinstance(sample, str)
-            and sample not in samples
-            and is_number(label)
-            and isinstance(label, int)
-            and isinstance(probs, list)
-            and all(map(is_number, probs))
-            and 0 <= label < len(probs)
-        ):
-            samples[sample] = (label, probs.index(most := max(probs)), probs[label], most)
-        else:
-            bad += 1
-    if bad:
-        problems.append(f"{path.name}: {bad} row(s) left out (no id, label and probabilities, or an id that was there before)")
-    truths, guesses, certainty, confidence = zip(*samples.values(), strict=True) if samples else ((), (), (), ())
-    return Predictions(list(samples), truths, guesses, certainty, tuple(problems), confidence)

@@ -34,6 +34,43 @@ class Predictions:
 
 
 @dataclass(frozen=True)
+class Masks:
+    """One evaluation of segmentation, a place for each image: its id, and how many pixels of each class are said rightly, are said to be
+    of it, and are of it, as far as the truth knows their class."""
+
+    ids: Sequence[str] = ()
+    right: Sequence[Sequence[int]] = ()
+    said: Sequence[Sequence[int]] = ()
+    there: Sequence[Sequence[int]] = ()
+    problems: Sequence[str] = ()
+
+
+Box = Sequence[float]
+"""Left, top, right, bottom, in pixels of the upright image."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is said of an image by boxes, and what is there; a class number and a score for each box, and whether it is around many objects."""
+
+    boxes: Sequence[Box]
+    labels: Sequence[int]
+    scores: Sequence[float]
+    truth_boxes: Sequence[Box]
+    truth_labels: Sequence[int]
+    crowd: Sequence[bool]
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """One evaluation of detection, a place for each image."""
+
+    ids: Sequence[str] = ()
+    images: Sequence[Found] = ()
+    problems: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class Turn:
     """One attempt at a run, as its launcher recorded it; None where there is no such record."""
 
@@ -61,11 +98,16 @@ class Record:
     when: float
     problems: Sequence[str]
     curves: Callable[[], Curves]
-    predictions: Callable[[int], Predictions]
+    predictions: Callable[[int], Predictions | Masks | Boxes]
+
+    @property
+    def task(self) -> str:
+        """The kind of work; a run that does not say counts as the oldest of them."""
+        return task if (task := str(self.config.get("task"))) in HEADLINES else "classify"
 
     @property
     def headline(self) -> str:
-        return HEADLINES.get(str(self.config.get("task")), HEADLINES["classify"])[0]
+        return HEADLINES[self.task][0]
 
     @property
     def done(self) -> bool:

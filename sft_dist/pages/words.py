@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 LONGEST_S = timedelta.max.total_seconds() - 1
+SPELT = {"miou": "mIoU", "map": "mAP", "map_50": "mAP50", "map_75": "mAP75"}
 
 
 def score(metric: str) -> str:
-    return metric.rpartition("/")[2]
+    """A score as people write it, without the split that it is of."""
+    name = metric.rpartition("/")[2]
+    return SPELT.get(name, name)
 
 
 def hours(value: float | None) -> str:

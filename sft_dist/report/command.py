@@ -7,7 +7,7 @@ from sft_dist import pictures, rundir
 from sft_dist.errors import ConfigError, SftError
 from sft_dist.history import reading
 from sft_dist.history.records import printable
-from sft_dist.report import chronicle, exhibits
+from sft_dist.report import chronicle, exhibits, overlay
 from sft_dist.report import page as report
 from sft_dist.report.study import study
 from sft_dist.report.times import times
@@ -37,8 +37,10 @@ def write(folder: Path, at: str = "best", out: Path | None = None) -> Path:
         problems.append(f"data and model were looked into at step {shown.step}, the rest shows step {looked.step}; --look does it again")
     shown = shown.model_copy(update={"told": (*shown.told, *problems)})
     found = pictures.of(record.config, report.shown_samples(looked)) | exhibits.uris(folder, exhibits.pictures(shown))
+    photos = pictures.photos(record.config, [one.id for one in overlay.chosen(looked) if one.found], overlay.SIDE)
+    page = report.page(looked, chronicle.chapters(record), times(looked), shown, found, overlay.frames(looked, photos))
     target = out or folder / NAME
-    rundir.write_atomically(target, report.page(looked, chronicle.chapters(record), times(looked), shown, found))
+    rundir.write_atomically(target, page)
     return target
 
 

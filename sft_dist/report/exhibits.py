@@ -77,6 +77,27 @@ class Cam(Exhibit):
         return self.truth == self.said
 
 
+class Patch(Exhibit):
+    """A class in a mask: its share of the pixels, and its IoU there."""
+
+    name: str
+    colour: Annotated[str, Field(pattern=r"^#[0-9a-f]{6}$")]
+    there: Share
+    said: Share
+    iou: Share
+
+
+class Mask(Exhibit):
+    """A validation image, its true mask and the predicted one, each over the image; and what they are of."""
+
+    id: str
+    iou: Share
+    plain: Picture
+    truth: Picture
+    said: Picture
+    patches: tuple[Patch, ...]
+
+
 class Map(Exhibit):
     """Features in two dimensions. explained: the share of their variance that each shows; neighbours: how many samples have one of
     their own class for their nearest neighbour, in all dimensions."""
@@ -107,6 +128,7 @@ class Exhibits(Exhibit):
     augmented: tuple[Drawn, ...] = ()
     drift: tuple[Drift, ...] = ()
     cams: tuple[Cam, ...] = ()
+    masks: tuple[Mask, ...] = ()
     embedding: Embedding | None = None
     told: tuple[str, ...] = ()
 
@@ -139,7 +161,8 @@ def pictures(exhibits: Exhibits) -> list[str]:
     """The names of all pictures."""
     drawn = [name for one in exhibits.augmented for name in (one.plain, *one.drawn)]
     cams = [name for one in exhibits.cams for name in (one.plain, one.for_said, one.for_truth) if name]
-    return [*drawn, *cams]
+    masks = [name for one in exhibits.masks for name in (one.plain, one.truth, one.said)]
+    return [*drawn, *cams, *masks]
 
 
 def uris(run: Path, names: Sequence[str]) -> dict[str, str]:

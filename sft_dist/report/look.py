@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,39 +10,25 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from sft_dist import archive, checkpoint, datasets, models, parse
+from sft_dist import archive, checkpoint, datasets, parse
 from sft_dist.config import Config
-from sft_dist.datasets import Split, Splits
+from sft_dist.datasets import Splits
 from sft_dist.errors import SftError
 from sft_dist.history import reading
 from sft_dist.loading import Samples
-from sft_dist.report import exhibits, features, gradcam
+from sft_dist.report import exhibits, features, gradcam, segments
+from sft_dist.report.answers import Answer
 from sft_dist.report.exhibits import Balance, Cam, Drawn, Drift, Embedding, Exhibits
-from sft_dist.report.study import Answer, Study, study
-from sft_dist.rundir import RunDir, read_json, step_name, writing
+from sft_dist.report.scene import Scene, picture_of, samples_of, save, spread
+from sft_dist.report.study import Study, study
+from sft_dist.rundir import RunDir, read_json, step_name
 from sft_dist.schedule import Pick
 from sft_dist.tasks import TASKS
 
-SIDE = 128  # pixels of a picture's side
 SEEN, EPOCHS = 6, 3  # training samples that are shown, and how often each
 LOOKED = 8  # wrong answers, and as many right ones, under Grad-CAM
 MAPPED = 500  # validation samples of the embedding
 AT_ONCE = 32  # images of a forward pass, at most
-RED = np.array([220.0, 30.0, 30.0])
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What is looked at. before: the model as it was at the start, None where that cannot be had again; after: the checkpoint's."""
-
-    config: Config
-    folder: Path
-    classes: tuple[str, ...]
-    splits: Splits
-    looked: Study
-    before: nn.Module | None
-    after: nn.Module
-    fresh: frozenset[str]
 
 
 def look(folder: Path, at: str) -> list[str]:
@@ -61,7 +46,7 @@ def look(folder: Path, at: str) -> list[str]:
         return list(made.told)
     scene, told = _scene(config, folder, found, splits, looked)
     made = _with(made, told=tuple(told))
-    for title, makes in SECTIONS.items():
+    for title, makes in SECTIONS[config.task].items():
         made = _shown(title, makes, scene, made)
         exhibits.write(folder, made)
     return [f"looked into {found.name}: {exhibits.FOLDER}/{exhibits.FILE} and {len(exhibits.pictures(made))} pictures", *made.told]
@@ -87,12 +72,13 @@ def _shown(title: str, makes: Callable[[Scene], dict[str, Any]], scene: Scene, m
 def _scene(config: Config, folder: Path, found: Path, splits: Splits, looked: Study) -> tuple[Scene, list[str]]:
     """Both models, on the CPU: a GPU may still be full of the run itself."""
     config = config.model_copy(update={"model": config.model.model_copy(update={"activation_checkpointing": False})})
-    after, _ = models.build(config, splits.classes, weights=False)
+    build = TASKS[config.task].build
+    after, _ = build(config, splits.classes, weights=False)
     drawn = {name: parameter.detach().clone() for name, parameter in after.named_parameters()}
     before: nn.Module | None = None
     told = []
     try:
-        before, _ = models.build(config, splits.classes)
+        before, _ = build(config, splits.classes)
         before.eval()
     except SftError as error:
         told = [f"the weights at the start cannot be had again, so nothing is compared with them: {'; '.join(error.problems)}"]
@@ -120,13 +106,13 @@ def _balance(scene: Scene) -> dict[str, Any]:
 def _augmented(scene: Scene) -> dict[str, Any]:
     """Some training samples, as evaluation would show them and as they were drawn in the first epochs: the same draws, by the same seeds."""
     split = scene.splits.train
-    plain, drawn = (_samples(scene, split, training) for training in (False, True))
+    plain, drawn = (samples_of(scene, split, training) for training in (False, True))
     shown = []
-    for number, place in enumerate(_spread(len(split), SEEN)):
+    for number, place in enumerate(spread(len(split), SEEN)):
         looks = [plain[Pick(0, place)], *(drawn[Pick(epoch, place)] for epoch in range(EPOCHS))]
         if not any(sample.problem for sample in looks):
-            names = [_save(scene.folder, f"seen-{number}-{i}", _picture(sample.image)) for i, sample in enumerate(looks)]
-            truth = scene.classes[split.labels[place]]
+            names = [save(scene.folder, f"seen-{number}-{i}", picture_of(sample.image)) for i, sample in enumerate(looks)]
+            truth = scene.classes[split.labels[place]] if split.labels else ""
             shown.append(Drawn(id=split.names[place], truth=truth, plain=names[0], drawn=tuple(names[1:])))
     return {"augmented": tuple(shown)}
 
@@ -156,10 +142,10 @@ def _drift(scene: Scene) -> dict[str, Any]:
 def _cams(scene: Scene) -> dict[str, Any]:
     """The worst mistakes, and right answers from the least sure to the surest."""
     right = [one for one in scene.looked.doubtful if one.right]
-    chosen = [*scene.looked.worst[:LOOKED], *(right[i] for i in _spread(len(right), LOOKED))]
+    chosen = [*scene.looked.worst[:LOOKED], *(right[i] for i in spread(len(right), LOOKED))]
     places = {name: i for i, name in enumerate(scene.splits.val.names)}
     there = [one for one in chosen if one.id in places and {one.said, one.truth} <= set(scene.classes)]
-    samples = _samples(scene, scene.splits.val)
+    samples = samples_of(scene, scene.splits.val)
     read = [(one, sample.image) for one in there if not (sample := samples[Pick(0, places[one.id])]).problem]
     name = scene.config.model.name
     layer = gradcam.layer(scene.after, name, read[0][1][None]) if read else None
@@ -181,9 +167,9 @@ def _cams(scene: Scene) -> dict[str, Any]:
 
 
 def _cam(folder: Path, number: int, one: Answer, image: Tensor, seen: Callable[[Tensor, str], Tensor]) -> Cam:
-    said, truth = (_save(folder, f"cam-{number}-{which}", _picture(image, seen(image, of))) if which == "said" or not one.right else None
+    said, truth = (save(folder, f"cam-{number}-{which}", picture_of(image, seen(image, of))) if which == "said" or not one.right else None
                    for which, of in (("said", one.said), ("truth", one.truth)))  # fmt: skip
-    plain = _save(folder, f"cam-{number}", _picture(image))
+    plain = save(folder, f"cam-{number}", picture_of(image))
     return Cam(id=one.id, truth=one.truth, said=one.said, confidence=one.confidence, plain=plain, for_said=str(said), for_truth=truth)
 
 
@@ -191,8 +177,8 @@ def _embedding(scene: Scene) -> dict[str, Any]:
     if scene.before is None:
         return {}
     split = scene.splits.val
-    places = _spread(len(split), MAPPED)
-    samples = _samples(scene, split)
+    places = spread(len(split), MAPPED)
+    samples = samples_of(scene, split)
     labels = np.array([split.labels[place] for place in places])
 
     def described(model: nn.Module) -> Any:
@@ -206,42 +192,11 @@ def _batches(samples: Samples, places: Sequence[int]) -> Iterator[Tensor]:
         yield torch.stack([samples[Pick(0, place)].image for place in places[first : first + AT_ONCE]])
 
 
-def _samples(scene: Scene, split: Split, training: bool = False) -> Samples:
-    data = scene.config.data
-    return Samples(split, TASKS[scene.config.task].prepare(data, training), data.size, scene.config.train.seed)
-
-
-def _spread(there: int, wanted: int) -> list[int]:
-    """At most so many places among those that there are, evenly."""
-    return [i * there // min(there, wanted) for i in range(min(there, wanted))]
-
-
-def _picture(image: Tensor, heat: Tensor | None = None) -> Any:
-    """A uint8 image as Pillow's, with a map from 0 to 1 laid over it in red."""
-    from PIL import Image
-
-    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-    few = picture.width < SIDE
-    picture = picture.resize((SIDE, SIDE), Image.Resampling.NEAREST if few else Image.Resampling.LANCZOS)
-    if heat is None:
-        return picture
-    grown = Image.fromarray(heat.float().numpy()).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
-    share = 0.6 * np.asarray(grown, float).clip(0, 1)[..., None]
-    return Image.fromarray(((1 - share) * np.asarray(picture, float) + share * RED).round().astype(np.uint8))
-
-
-def _save(folder: Path, name: str, picture: Any) -> str:
-    file = f"{name}.jpg"
-    path = folder / exhibits.FOLDER / file
-    with writing(path):
-        picture.save(path, "JPEG", quality=88)
-    return file
-
-
-SECTIONS: dict[str, Callable[[Scene], dict[str, Any]]] = {
-    "class balance": _balance,
-    "augmented samples": _augmented,
-    "change of the weights": _drift,
-    "Grad-CAM": _cams,
-    "embedding": _embedding,
+Section = Callable[[Scene], dict[str, Any]]
+ALWAYS: dict[str, Section] = {"augmented samples": _augmented, "change of the weights": _drift}
+SECTIONS: dict[str, dict[str, Section]] = {
+    "classify": {"class balance": _balance, **ALWAYS, "Grad-CAM": _cams, "embedding": _embedding},
+    "segment": {**ALWAYS, "masks": segments.drawn},
+    "detect": ALWAYS,
 }
+"""Task -> what is looked for."""

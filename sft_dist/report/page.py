@@ -9,9 +9,11 @@ from sft_dist.history.curves import Point, series, thin
 from sft_dist.history.groups import shown
 from sft_dist.pages import figures, paper, words
 from sft_dist.pages.figures import Line, Picture
-from sft_dist.report import drawings, telling
+from sft_dist.report import drawings, overlay, telling
 from sft_dist.report.chronicle import Chapter
 from sft_dist.report.exhibits import Embedding, Exhibits
+from sft_dist.report.kinds import Panel
+from sft_dist.report.overlay import Frame
 from sft_dist.report.study import Study
 from sft_dist.report.times import Times
 
@@ -24,14 +26,6 @@ LAYERS = 60
 
 
 @dataclass(frozen=True)
-class Panel:
-    """One picture of curves: their metrics, over each other."""
-
-    title: str
-    metrics: Sequence[str]
-
-
-@dataclass(frozen=True)
 class Drawing:
     """A panel as it is drawn: its picture, and the metrics that it has."""
 
@@ -40,10 +34,8 @@ class Drawing:
     picture: Picture
 
 
-PANELS = (
-    Panel("Loss", ("train/loss", "val/loss")),
-    Panel("Accuracy", ("train/mean_top1", "val/top1", "val/top5")),
-    Panel("Precision, recall and F1", ("val/precision_macro", "val/recall_macro", "val/f1_macro")),
+FIRST = (Panel("Loss", ("train/loss", "val/loss")),)
+LAST = (
     Panel("Learning rate", ("train/lr",)),
     Panel("Norm of the gradient", ("train/grad_norm",)),
     Panel("Loss scale of fp16", ("train/loss_scale",)),
@@ -53,12 +45,28 @@ PANELS = (
 )
 
 
-def page(study: Study, chapters: Sequence[Chapter], times: Times | None, exhibits: Exhibits, pictures: Mapping[str, str]) -> str:
-    """The whole file. pictures: sample id, or name of an exhibit's picture -> data URI, as far as there are any."""
+def page(
+    study: Study,
+    chapters: Sequence[Chapter],
+    times: Times | None,
+    exhibits: Exhibits,
+    pictures: Mapping[str, str],
+    frames: Sequence[Frame] = (),
+) -> str:
+    """The whole file. pictures: sample id, or name of an exhibit's picture -> data URI, as far as there are any. frames: images with boxes."""
     marks = [chapter.from_step for chapter in chapters[1:] if chapter.from_step]
     return paper.render(
         "report.html",
         study=study,
+        kind=study.kind,
+        tested=_tested(study),
+        frames=frames,
+        masks=[one for one in exhibits.masks if {one.plain, one.truth, one.said} <= set(pictures)],
+        worst=overlay.WORST,
+        chosen=overlay.chosen(study),
+        truth=overlay.TRUTH,
+        said=overlay.SAID,
+        dashes=overlay.DASHES,
         chapters=chapters,
         times=times,
         exhibits=exhibits,
@@ -86,11 +94,18 @@ def page(study: Study, chapters: Sequence[Chapter], times: Times | None, exhibit
 
 def shown_samples(study: Study) -> list[str]:
     """The ids of the samples that the page shows."""
-    return list(dict.fromkeys(one.id for answers in (study.worst, study.doubtful) for one in answers[:SAMPLES]))
+    named = [one.id for answers in (study.worst, study.doubtful) for one in answers[:SAMPLES]]
+    return list(dict.fromkeys([*named, *(one.id for one in overlay.chosen(study) if not one.found)]))
+
+
+def _tested(study: Study) -> dict[str, float]:
+    """The scores of the test split that stand at the top."""
+    wanted = {words.score(study.record.headline), "loss"}
+    return {name: value for name, value in study.test.items() if words.score(name) in wanted}
 
 
 def _drawn(study: Study, marks: Sequence[int]) -> Iterator[Drawing]:
-    for panel in PANELS:
+    for panel in (*FIRST, *study.kind.panels, *LAST):
         told = [metric for metric in panel.metrics if metric not in _silent(study)]
         found = {metric: points for metric in told if (points := series(study.curves.rows, metric))}
         if found:
@@ -121,7 +136,7 @@ def _matrix(study: Study) -> Picture | None:
         return None
     shares = [[cell / max(1, sum(row)) for cell in row] for row in study.confusion]
     right = sum(row[i] for i, row in enumerate(study.confusion))
-    said = f"Confusion matrix of {len(shares)} classes: {right} of {study.samples} samples are on its diagonal."
+    said = f"Confusion matrix of {len(shares)} classes: {right} of {study.support} {study.kind.support} are on its diagonal."
     return Picture(drawings.heat(shares), said)
 
 
@@ -140,7 +155,7 @@ def _maps(study: Study, exhibits: Exhibits) -> Maps | None:
     if not found or not found.labels:
         return None
     names = exhibits.classes
-    poorest = {score.name: score.f1 for score in study.classes}
+    poorest = {score.name: score.lead for score in study.classes}
     there = sorted(set(found.labels))
     chosen = sorted(sorted(there, key=lambda label: poorest.get(_name(names, label), 1.0))[: len(figures.MARKS)])
     before, after = (_map(found, which, chosen) for which in ("before", "after"))

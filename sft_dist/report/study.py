@@ -8,19 +8,20 @@ from typing import Any
 from sft_dist.history import curves
 from sft_dist.history.curves import Cost
 from sft_dist.history.records import Curves, Record, is_number, numbers
+from sft_dist.report.answers import Answer, Answered, Rated
 from sft_dist.report.calibration import Calibration, calibrate
+from sft_dist.report.kinds import KINDS, Kind
 
 Z = 1.959964  # of a normal distribution, for 95 %
 
 
 @dataclass(frozen=True)
 class ClassScore:
-    """One class as the evaluation scored it."""
+    """One class as the evaluation scored it. scores: those of its kind of work, that which ranks classes among them as `lead`."""
 
     name: str
-    precision: float
-    recall: float
-    f1: float
+    scores: Mapping[str, float]
+    lead: float
     support: int
 
 
@@ -35,26 +36,12 @@ class Mistake:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the model said of one sample. certainty: its probability of the truth; confidence: of what it said."""
-
-    id: str
-    truth: str
-    said: str
-    certainty: float
-    confidence: float
-
-    @property
-    def right(self) -> bool:
-        return self.truth == self.said
-
-
-@dataclass(frozen=True)
 class Study:
     """Everything that a run's own files say of it. What they do not say is empty or None.
 
     at, step: the evaluation that is shown. scores: its numbers; test: those of the test split. confusion: rows are truths.
     worst: the wrong answers, those first that gave the truth the least probability. doubtful: all answers, the least sure first.
+    images: where a sample has no one answer, the worst first. within, cutoff: of `Answered`.
     """
 
     record: Record
@@ -68,22 +55,30 @@ class Study:
     calibration: Calibration | None
     worst: Sequence[Answer]
     doubtful: Sequence[Answer]
+    images: Sequence[Rated]
+    within: tuple[float, float] | None
+    cutoff: float | None
     curves: Curves
     cost: Cost
     notes: Sequence[str]
+
+    @property
+    def kind(self) -> Kind:
+        return KINDS[self.record.task]
 
     @property
     def headline(self) -> float | None:
         return self.scores.get(self.record.headline)
 
     @property
-    def samples(self) -> int:
+    def support(self) -> int:
+        """Of all classes: samples, pixels or objects."""
         return sum(score.support for score in self.classes)
 
     @property
     def commonest(self) -> float | None:
         """What always saying the commonest class would score."""
-        return max(score.support for score in self.classes) / self.samples if self.samples else None
+        return max(score.support for score in self.classes) / self.support if self.support else None
 
 
 def study(record: Record, at: str) -> Study:
@@ -92,9 +87,11 @@ def study(record: Record, at: str) -> Study:
     entry = record.scores.get(at)
     details: Mapping[str, Any] = entry if isinstance(entry, dict) else {}
     step, read = record.step(at), record.curves()
-    classes = _classes(details.get("per_class"))
+    kind = KINDS[record.task]
+    classes = _classes(details.get("per_class"), kind)
     confusion = _confusion(details.get("confusion"), len(classes))
-    answers, problems = _answers(record, step, [score.name for score in classes])
+    answered, problems = _answered(record, step, [score.name for score in classes])
+    answers = answered.answers
     return Study(
         record,
         at,
@@ -107,6 +104,9 @@ def study(record: Record, at: str) -> Study:
         calibrate([one.confidence for one in answers], [one.right for one in answers]),
         sorted((one for one in answers if not one.right), key=lambda one: (one.certainty, -one.confidence)),
         sorted(answers, key=lambda one: one.confidence),
+        answered.images,
+        answered.within,
+        answered.cutoff,
         read,
         curves.cost(record, read),
         [*record.problems, *read.problems, *problems],
@@ -119,15 +119,16 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     return max(0.0, (centre - spread) / (1 + Z * Z / n)), min(1.0, (centre + spread) / (1 + Z * Z / n))
 
 
-def _classes(table: object) -> list[ClassScore]:
+def _classes(table: object, kind: Kind) -> list[ClassScore]:
     """In the order of their numbers; none at all where one cannot be read, because the numbers would move."""
     found = []
     for name, row in table.items() if isinstance(table, dict) else ():
-        values = [row.get(key) for key in ("precision", "recall", "f1", "support")] if isinstance(row, dict) else [None]
+        values = [row.get(key) for key in (*kind.columns, "support")] if isinstance(row, dict) else [None]
         known = [value for value in values if is_number(value)]
-        if len(known) < len(values) or known[3] < 0:
+        if len(known) < len(values) or known[-1] < 0:
             return []
-        found.append(ClassScore(str(name), float(known[0]), float(known[1]), float(known[2]), int(known[3])))
+        scores = {key: float(value) for key, value in zip(kind.columns, known, strict=False)}
+        found.append(ClassScore(str(name), scores, scores[kind.lead], int(known[-1])))
     return found
 
 
@@ -148,15 +149,9 @@ def _mistakes(confusion: Sequence[Sequence[int]], names: Sequence[str]) -> list[
     return sorted(found, key=lambda mistake: (-mistake.count, -mistake.share))
 
 
-def _answers(record: Record, step: int | None, names: Sequence[str]) -> tuple[list[Answer], list[str]]:
+def _answered(record: Record, step: int | None, names: Sequence[str]) -> tuple[Answered, list[str]]:
     if step is None:
-        return [], []
-    found = record.predictions(step)
-
-    def name(number: int) -> str:
-        return names[number] if number < len(names) else str(number)
-
-    columns = zip(found.ids, found.truths, found.guesses, found.certainty, found.confidence, strict=True)
-    answers = [Answer(sample, name(truth), name(said), certainty, sure) for sample, truth, said, certainty, sure in columns]
-    missing = [] if answers else [f"no predictions of step {step}: no calibration and no samples"]
-    return answers, [*found.problems, *missing]
+        return Answered(), []
+    found, kind = record.predictions(step), KINDS[record.task]
+    missing = [] if found.ids else [f"no predictions of step {step}: {kind.missing}"]
+    return kind.answered(found, names), [*found.problems, *missing]

@@ -5,9 +5,10 @@ from collections.abc import Iterator, Sequence
 from sft_dist.history.curves import series
 from sft_dist.history.records import is_number
 from sft_dist.pages import words
+from sft_dist.report.answers import Answer
 from sft_dist.report.calibration import Calibration
 from sft_dist.report.chronicle import Chapter
-from sft_dist.report.study import Answer, Study, wilson
+from sft_dist.report.study import Study, wilson
 from sft_dist.report.times import Times
 
 RISEN = 1.05  # times its lowest: a loss that is worth a word
@@ -38,13 +39,21 @@ def verdict(study: Study, how: str) -> str:
     if study.headline is None or study.step is None:
         return f"{stands}. There is no evaluation yet."
     name = words.score(study.record.headline)
-    within = ""
-    if study.samples and name == "top1" and 0 <= study.headline <= 1:
-        low, high = wilson(study.headline, study.samples)
-        within = f" on {study.samples} validation samples (95 % interval {low:.3f} to {high:.3f})"
+    within = _rests_on(study, study.headline)
     total = study.record.plan.get("total_steps")
     of = f" of {total}" if is_number(total) else ""
     return f"{stands}. {name} {study.headline:.4f}{within}, the {study.at} evaluation, at step {study.step}{of}."
+
+
+def _rests_on(study: Study, headline: float) -> str:
+    """How many samples a score is of, and its interval where there is one."""
+    if study.images:
+        found = f" (95 % interval {study.within[0]:.3f} to {study.within[1]:.3f} over images)" if study.within else ""
+        return f" on {len(study.images)} validation images with {study.support:,} {study.kind.support}{found}" if study.support else ""
+    if study.support and study.record.task == "classify" and 0 <= headline <= 1:
+        low, high = wilson(headline, study.support)
+        return f" on {study.support} validation samples (95 % interval {low:.3f} to {high:.3f})"
+    return ""
 
 
 def remarks(study: Study, times: Times | None, chapters: Sequence[Chapter]) -> Iterator[str]:
@@ -101,13 +110,14 @@ def answer(one: Answer) -> str:
 
 
 def _classes(study: Study) -> Iterator[str]:
-    scored = [score for score in study.classes if score.support]
+    kind, scored = study.kind, [score for score in study.classes if score.support]
     if len(scored) > 2:
-        weakest = min(scored, key=lambda score: score.f1)
-        yield f"The weakest class is {weakest.name}: F1 {weakest.f1:.3f} over {weakest.support} samples."
+        weakest = min(scored, key=lambda score: score.lead)
+        yield f"The weakest class is {weakest.name}: {kind.columns[kind.lead]} {weakest.lead:.3f} over {weakest.support:,} {kind.support}."
     if study.mistakes:
         most = study.mistakes[0]
-        yield f"Most often, {most.truth} is taken for {most.said}: {words.times(most.count)}, {100 * most.share:.0f} % of its samples."
+        told = f"{kind.counted(most.count)}, {100 * most.share:.0f} % of its {kind.support}"
+        yield f"Most often, {most.truth} is taken for {most.said}: {told}."
 
 
 def _trend(study: Study) -> Iterator[str]:

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sft_dist.compare import pairing
-from sft_dist.compare.pairing import Answers, ClassChange, Moved, Paired
+from sft_dist.compare import labels
+from sft_dist.compare.labels import Moved, Paired
+from sft_dist.compare.pairing import Answers, ClassChange
 from sft_dist.history.records import Predictions
 
 NAMES = ("cat", "dog")
@@ -19,7 +20,7 @@ def says(run: str, rows: Sequence[tuple[str, str, str, float]], classes: Sequenc
 
 
 def lined_up(one: Sequence[Answers], other: Sequence[Answers]) -> Paired:
-    found = pairing.align(one, other)
+    found = labels.align(one, other)
     assert isinstance(found, Paired), found
     return found
 
@@ -57,10 +58,10 @@ def test_a_sample_whose_true_class_is_another_is_left_out_and_told() -> None:
 
 
 def test_what_cannot_be_paired_says_why() -> None:
-    assert pairing.align([says("x", [A])], [says("y", [])]) == "no predictions of y"
-    assert pairing.align([says("x", [A])], [says("y", [B])]) == "not one validation sample in common"
+    assert labels.align([says("x", [A])], [says("y", [])]) == "no predictions of y"
+    assert labels.align([says("x", [A])], [says("y", [B])]) == "not one validation sample in common"
     other = says("y", [("a", "dog", "dog", 0.5), C])
-    assert pairing.align([says("x", [A, C])], [other]) == "1 samples with the same true class on both sides: these are other data"
+    assert labels.align([says("x", [A, C])], [other]) == "1 samples with the same true class on both sides: these are other data"
 
 
 def test_what_could_not_be_read_of_predictions_is_passed_on() -> None:
@@ -80,12 +81,15 @@ def several() -> Paired:
 
 
 def test_samples_that_moved_come_with_the_clearest_first() -> None:
-    assert pairing.moved(several(), better=True) == [
+    assert labels.moved(several(), better=True) == [
         Moved("b", "dog", 0.0, 1.0, 0.2, 0.9, ["cat"], ["dog"]),
         Moved("c", "dog", 0.5, 1.0, 0.5, 0.6, ["dog", "cat"], ["dog"]),
     ]
-    assert pairing.moved(several(), better=False) == [Moved("a", "cat", 1.0, 0.0, 0.9, 0.3, ["cat"], ["dog"])]
+    assert labels.moved(several(), better=False) == [Moved("a", "cat", 1.0, 0.0, 0.9, 0.3, ["cat"], ["dog"])]
 
 
 def test_a_class_changes_by_what_is_found_of_it_and_by_what_is_taken_for_it() -> None:
-    assert pairing.class_changes(several()) == [ClassChange("dog", 2, 0.25, 1.0, 0.0, 1.0), ClassChange("cat", 1, 1.0, 0.0, 1.5, 0.0)]
+    assert labels.class_changes(several()) == [
+        ClassChange("dog", 2, {"recall": (0.25, 1.0), "false": (0.0, 1.0)}),
+        ClassChange("cat", 1, {"recall": (1.0, 0.0), "false": (1.5, 0.0)}),
+    ]
