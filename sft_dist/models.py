@@ -38,7 +38,8 @@ def build(config: Config, classes: Sequence[str], weights: bool = True) -> tuple
 def network(config: Config, outputs: int) -> nn.Module:
     """Torchvision's network of a config for so many classes, with random weights. Raises ConfigError for a name that its task does not have."""
     options = family(config.model.name, config.task).options
-    return torchvision.models.get_model(config.model.name, weights=None, num_classes=outputs, **options)
+    model: nn.Module = torchvision.models.get_model(config.model.name, weights=None, num_classes=outputs, **options)
+    return model
 
 
 def furnish(model: nn.Module, config: Config, classes: Sequence[str], weights: bool) -> tuple[nn.Module, list[str]]:
