@@ -12,8 +12,6 @@ from pathlib import Path
 
 from sft_dist import redact
 from sft_dist.errors import InfrastructureError
-from sft_dist.history import reading
-from sft_dist.history.records import printable
 from sft_dist.rundir import RunDir
 
 COLUMNS = ("id", "truth", "guess", "confidence", "truth_probability")
@@ -38,16 +36,22 @@ class Finale:
 
 def look(run: RunDir, most: int, secrets: Collection[str]) -> Finale:
     """What the run's predictions say, with `most` samples; empty where there are none that can be read. secrets: what no text may hold."""
+    from sft_dist.history import reading  # not on top: every start of a run reads this file, and only the end of one its history
+    from sft_dist.history.records import printable
+
+    def clean(text: str) -> str:
+        return printable(str(redact.without(secrets, text)))
+
     record = reading.read(run.path)
     step = record.step("best")
     if step is None:
         return Finale()
     said = record.predictions(step)
     known = dict(enumerate(record.classes))
-    classes = [_clean(known.get(number, str(number)), secrets) for number in range(1 + max([-1, *known, *said.truths, *said.guesses]))]
+    classes = [clean(known.get(number, str(number))) for number in range(1 + max([-1, *known, *said.truths, *said.guesses]))]
     columns = zip(said.ids, said.truths, said.guesses, said.confidence, said.certainty, strict=True)
     worst = sorted(columns, key=lambda row: (True, row[3]) if row[1] == row[2] else (False, -row[3]))[:most]
-    samples = [(_clean(name, secrets), classes[truth], classes[guess], sure, true) for name, truth, guess, sure, true in worst]
+    samples = [(clean(name), classes[truth], classes[guess], sure, true) for name, truth, guess, sure, true in worst]
     return Finale(classes, said.truths, said.guesses, samples)
 
 
@@ -88,7 +92,3 @@ def with_this_package() -> dict[str, str]:
     paths = [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     kept = {name: value for name, value in os.environ.items() if name not in OF_A_RANK}
     return {**kept, "PYTHONPATH": os.pathsep.join(paths)}
-
-
-def _clean(text: str, secrets: Collection[str]) -> str:
-    return printable(str(redact.without(secrets, text)))
