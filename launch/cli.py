@@ -1,5 +1,6 @@
 """`sft-launch`: one plan, every way to start it."""
 
+import gc
 import json
 import os
 import shlex
@@ -39,6 +40,8 @@ cli.add_command(ssh)
 @DRY
 def run(config: Path, overrides: tuple[str, ...], procs: int | None, nodes: int, simulate: bool, dry_run: bool) -> None:
     """Run CONFIG on this machine, or go on with it."""
+    gc.disable()  # what is read before the ranks start is kept, and looking for garbage in it would only take time
+
     from launch import local, plans
     from sft_dist import parse, rundir
 

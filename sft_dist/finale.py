@@ -6,15 +6,17 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sft_dist import redact
 from sft_dist.errors import InfrastructureError
-from sft_dist.history import reading
-from sft_dist.history.records import Boxes, Masks, Predictions, printable
 from sft_dist.rundir import RunDir
+
+if TYPE_CHECKING:
+    from sft_dist.history.records import Boxes, Masks, Predictions
 
 WEIGHTS = ".safetensors"
 LONGEST_NAME = 128  # that W&B takes for an artifact
@@ -39,28 +41,34 @@ class Finale:
 
 def look(run: RunDir, most: int, secrets: Collection[str]) -> Finale:
     """What the run's predictions say, with `most` samples; empty where there are none that can be read. secrets: what no text may hold."""
+    from sft_dist.history import reading  # not on top: every start of a run reads this file, and only the end of one its history
+    from sft_dist.history.records import Masks, Predictions, printable
+
+    def clean(text: str) -> str:
+        return printable(str(redact.without(secrets, text)))
+
     record = reading.read(run.path)
     step = record.step("best")
     if step is None:
         return Finale()
     said = record.predictions(step)
     if isinstance(said, Predictions):
-        return _of_labels(said, record.classes, most, secrets)
+        return _of_labels(said, record.classes, most, clean)
     columns, rows = _of_masks(said) if isinstance(said, Masks) else _of_boxes(said)
     worst = sorted(zip(said.ids, rows, strict=True), key=lambda one: one[1])[:most]
-    return Finale(columns=columns, samples=[(_clean(name, secrets), *row) for name, row in worst])
+    return Finale(columns=columns, samples=[(clean(name), *row) for name, row in worst])
 
 
-def _of_labels(said: Predictions, named: Sequence[str], most: int, secrets: Collection[str]) -> Finale:
+def _of_labels(said: "Predictions", named: Sequence[str], most: int, clean: Callable[[str], str]) -> Finale:
     known = dict(enumerate(named))
-    classes = [_clean(known.get(number, str(number)), secrets) for number in range(1 + max([-1, *known, *said.truths, *said.guesses]))]
+    classes = [clean(known.get(number, str(number))) for number in range(1 + max([-1, *known, *said.truths, *said.guesses]))]
     columns = zip(said.ids, said.truths, said.guesses, said.confidence, said.certainty, strict=True)
     worst = sorted(columns, key=lambda row: (True, row[3]) if row[1] == row[2] else (False, -row[3]))[:most]
-    samples = [(_clean(name, secrets), classes[truth], classes[guess], sure, true) for name, truth, guess, sure, true in worst]
+    samples = [(clean(name), classes[truth], classes[guess], sure, true) for name, truth, guess, sure, true in worst]
     return Finale(classes, said.truths, said.guesses, ("id", "truth", "guess", "confidence", "truth_probability"), samples)
 
 
-def _of_masks(said: Masks) -> tuple[Sequence[str], list[tuple[float, ...]]]:
+def _of_masks(said: "Masks") -> tuple[Sequence[str], list[tuple[float, ...]]]:
     """The mean IoU over the classes that are in an image, and the share of its pixels that are said rightly."""
     rows = []
     for right, guessed, there in zip(said.right, said.said, said.there, strict=True):
@@ -69,7 +77,7 @@ def _of_masks(said: Masks) -> tuple[Sequence[str], list[tuple[float, ...]]]:
     return ("id", "iou", "pixel_accuracy"), rows
 
 
-def _of_boxes(said: Boxes) -> tuple[Sequence[str], list[tuple[float, ...]]]:
+def _of_boxes(said: "Boxes") -> tuple[Sequence[str], list[tuple[float, ...]]]:
     """How many detections have a score of a half or more, less how many objects are there; both; and the highest score."""
     rows: list[tuple[float, ...]] = []
     for one in said.images:
@@ -115,7 +123,3 @@ def with_this_package() -> dict[str, str]:
     paths = [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     kept = {name: value for name, value in os.environ.items() if name not in OF_A_RANK}
     return {**kept, "PYTHONPATH": os.pathsep.join(paths)}
-
-
-def _clean(text: str, secrets: Collection[str]) -> str:
-    return printable(str(redact.without(secrets, text)))

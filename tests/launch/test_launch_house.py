@@ -146,3 +146,9 @@ def test_help_reads_no_config() -> None:
     program = "import sys\nfrom launch import cli\ntry: cli.main(['--help'])\nexcept SystemExit: print('pydantic' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip().endswith("False")
+
+
+def test_a_start_does_not_read_what_only_the_end_of_a_run_needs() -> None:
+    program = "import sys\nfrom launch import local\nprint([name for name in sys.modules if name.startswith('sft_dist.history')])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
