@@ -1,6 +1,5 @@
 """slurm/finetune.sh keeps what slurm/README.md promises, on a real Slurm of two nodes with one process each."""
 
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,13 +125,14 @@ class Lost:
 
 @pytest.fixture(scope="module")
 def lost(cluster, home):
-    def submit(name: str, *overrides: str) -> str:
+    def submit(name: str, *overrides: str, **env: str) -> str:
         flags = ("--nodes=2", "--cpus-per-task=2", f"--output={home.path}/{name}.log")
-        return cluster.sbatch(REPOSITORY, *flags, SCRIPT, home.config, f"run.name={name}", *overrides)
+        return cluster.sbatch(REPOSITORY, *flags, SCRIPT, home.config, f"run.name={name}", *overrides, **env)
 
-    dead, mute = submit("dead"), submit("mute", "train.duration=100000 steps")
+    go = home.path / "go"
+    dead = submit("dead", PYTHONPATH=sick(home.path / "dead waits", ("waits", 1, 7)), **{GO: str(go)})
+    mute = submit("mute", "train.duration=100000 steps")
     wait_for_step(home.run("dead"), 6)
-    cluster.signal_rank(dead, 1, signal.SIGSTOP)  # else it may be at its end before the other is that far
     wait_for_step(home.run("mute"), 6)
     cluster.kill_daemon("n2")
     cluster.kill_processes("n2", dead)
@@ -143,6 +143,7 @@ def lost(cluster, home):
             cluster.wait(job, "PENDING")
             cluster.assert_nothing_is_left(job)
     finally:
+        go.touch()
         cluster.start_node("n2")
         cluster.scancel(mute)
     yield Lost(dead, mute, made, home.outcome("mute"))
@@ -172,8 +173,8 @@ def test_a_run_whose_node_slurm_gives_up_saves_on_all_nodes_and_leaves(lost, clu
     assert (cluster.state(lost.mute)["Restarts"], home.attempts("mute")) == ("1", 1)
 
 
-def test_a_cancelled_job_saves_and_is_not_queued_again(submit, cluster, home, saw):
-    job = submit("cancelled")
+def test_a_cancelled_job_saves_and_is_not_queued_again(submit, cluster, home, tmp_path, saw):
+    job = submit("cancelled", PYTHONPATH=sick(tmp_path / "waits", ("waits", 1, 6)))
     wait_for_step(home.run("cancelled"), 5)
     cluster.scancel(job)
     ended = cluster.wait(job, "CANCELLED")

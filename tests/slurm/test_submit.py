@@ -10,6 +10,7 @@ import pytest
 from cluster import processes
 from home import REPOSITORY
 from ranks import largest_difference, rows, wait_for_step
+from sick import sick
 
 pytestmark = pytest.mark.slurm
 
@@ -21,8 +22,8 @@ HOSTILE = "a b, 'c' $(touch pwned) 100%j"
 def launch(cluster, tmp_path):
     """Runs sft-launch as a user would, from an empty folder and from the code in `source`."""
 
-    def launch(*arguments: str, source: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
-        env = {**cluster.env, "PYTHONPATH": str(source)}
+    def launch(*arguments: str, source: Path = REPOSITORY, **env: str) -> subprocess.CompletedProcess[str]:
+        env = {**cluster.env, "PYTHONPATH": str(source), **env}
         command = [sys.executable, "-P", "-m", "launch", "slurm", *arguments]
         return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
 
@@ -34,8 +35,8 @@ def submit(launch, cluster, tmp_path):
     """Submits, and returns the job's number; whatever became of the job is cancelled after the test."""
     jobs = []
 
-    def submit(run: Path, config: Path, *arguments: str, source: Path = REPOSITORY) -> str:
-        done = launch("submit", str(config), "--nodes=2", *arguments, "--sbatch=--cpus-per-task=2", source=source)
+    def submit(run: Path, config: Path, *arguments: str, source: Path = REPOSITORY, **env: str) -> str:
+        done = launch("submit", str(config), "--nodes=2", *arguments, "--sbatch=--cpus-per-task=2", source=source, **env)
         assert done.returncode == 0, done.stderr
         jobs.append(json.loads((run / "job.json").read_text())["job"])
         assert done.stdout.startswith(f"job {jobs[-1]}: 2 rank(s) on 2 node(s)\n")
@@ -127,7 +128,8 @@ def test_what_slurm_would_never_run_is_refused_and_nothing_is_left(launch, home,
 
 def test_a_job_that_is_cancelled_with_save_ends_after_its_commit_and_is_not_queued_again(submit, launch, cluster, home, tmp_path):
     run = tmp_path / "runs" / "kept"
-    job = submit(run, Path(home.config), "run.name=kept", f"run.dir={tmp_path}/runs", "train.duration=9000 steps")
+    ill = sick(tmp_path / "waits", ("waits", 1, 6))
+    job = submit(run, Path(home.config), "run.name=kept", f"run.dir={tmp_path}/runs", "train.duration=9000 steps", PYTHONPATH=ill)
     wait_for_step(run, 5)
     told = launch("status", job).stdout
     assert f"{job} RUNNING: it runs" in told
