@@ -1,6 +1,5 @@
 """From windows to batches: what is read, by which worker, with which random draws, and how it gets to the device."""
 
-import dataclasses
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from sft_dist.datasets import Split
 from sft_dist.errors import MachineError
 from sft_dist.plan import Plan
 from sft_dist.schedule import Pick, draw_seed, window
-from sft_dist.tasks import Sample, Task
+from sft_dist.tasks import Sample, Task, with_tensors
 
 AHEAD = 2  # batches that each worker has ready, torch's default
 
@@ -68,12 +67,7 @@ def evaluation_batches(task: Task, samples: Samples, shares: Sequence[Sequence[i
 
 def to_device(batch: Any, device: torch.device) -> Any:
     """A batch (dataclass) with its tensors on the device; copies from pinned memory overlap with what runs there."""
-    moved = {
-        field.name: value.to(device, non_blocking=True)
-        for field in dataclasses.fields(batch)
-        if isinstance(value := getattr(batch, field.name), Tensor)
-    }
-    return dataclasses.replace(batch, **moved)
+    return with_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 def _loader(samples: Samples, batches: Any, collate: Callable[..., Any], workers: int, pin: bool) -> "DataLoader[Any]":

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from sft_dist import models
 from sft_dist.tally import Evidence
-from sft_dist.tasks.contract import Losses, Sample, Scores, Task
+from sft_dist.tasks.contract import Losses, Sample, Scores, Task, with_tensors
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,9 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def pin_memory(self) -> "Batch":
+        return with_tensors(self, Tensor.pin_memory)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

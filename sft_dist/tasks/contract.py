@@ -1,12 +1,15 @@
 """What a kind of work must bring along, and the values that pass between it and the loop."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from torch import Tensor, nn
 
 from sft_dist.tally import Evidence
+
+Record = TypeVar("Record")
 
 
 class Sample(NamedTuple):
@@ -28,6 +31,9 @@ class Batch(Protocol):
     """What could not be read, a sentence each."""
 
     def __len__(self) -> int: ...
+
+    def pin_memory(self) -> "Batch":
+        """The same in memory that a GPU copies from by itself. DataLoader asks for this method; a batch without it stays as it is."""
 
 
 class Losses(NamedTuple):
@@ -71,3 +77,9 @@ class Task:
 
     def better(self, one: float, other: float) -> bool:
         return one > other if self.higher_is_better else one < other
+
+
+def with_tensors(record: Record, act: Callable[[Tensor], Tensor]) -> Record:
+    """A dataclass with something done to each of its tensors."""
+    values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}  # type: ignore[arg-type]
+    return dataclasses.replace(record, **{name: act(value) for name, value in values.items() if isinstance(value, Tensor)})  # type: ignore[type-var]
