@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import test_curve
 import test_fp16
-from conftest import made
 from ranks import Job, largest_difference, rows
 from safetensors.numpy import load_file
+from side_by_side import made
 from test_strategies import RULER
 
 pytestmark = pytest.mark.gpu

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import made
 from given import a_config
 from ranks import Job, note_exits, output, run_ranks
+from side_by_side import made
 
 pytestmark = pytest.mark.gpu
 
