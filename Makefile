@@ -1,5 +1,5 @@
-# make install | demo | quick | test | slurm | real | check | fix | bench | docs | screenshots | clean
-.PHONY: install demo quick test slurm real check fix bench docs screenshots clean
+# make install | demo | quick | test | slurm | real | gpu | check | fix | bench | docs | screenshots | clean
+.PHONY: install demo quick test slurm real gpu check fix bench docs screenshots clean
 SHELL := /bin/bash
 PYTHON ?= python3.11
 BIN := .venv/bin
@@ -16,16 +16,19 @@ demo: install
 	$(BIN)/python benchmarks/demo.py
 
 quick: install
-	$(BIN)/python -m pytest -m "not dist and not slurm and not real and not bench"
+	$(BIN)/python -m pytest -m "not dist and not slurm and not real and not bench and not gpu"
 
 test: install
-	$(BIN)/python -m pytest -m "not slurm and not real and not bench"
+	$(BIN)/python -m pytest -m "not slurm and not real and not bench and not gpu"
 
 slurm: install
 	$(BIN)/python -m pytest -m slurm
 
 real: install
 	$(BIN)/python -m pytest -m real
+
+gpu: install
+	$(BIN)/python -m pytest -m gpu
 
 check: install
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-from sft_dist import datasets, loading, machine, optim, parse, transforms
+from sft_dist import datasets, loading, machine, optim, parse
 from sft_dist.communication import shares, spans
 from sft_dist.engine import Engine
 from sft_dist.loop import StepResult, train
@@ -73,7 +73,7 @@ def begin(engine: Engine, config: parse.Config) -> Iterator[StepResult]:
     plan = make_plan(config, World(), len(splits.train), len(splits.val))
     module, _ = engine.build(lambda load: task.build(config, splits.classes, weights=load), fresh=True)
     engine.prepare(module, lambda model: optim.build(model, config))
-    samples = loading.Samples(splits.train, transforms.training(config.data), config.data.size, config.train.seed)
+    samples = loading.Samples(splits.train, task.prepare(config.data, True), config.data.size, config.train.seed)
     batches = loading.training_batches(task, samples, plan, 0, 0, 0, False)
     return train(task, batches, engine, plan, config, Progress(), StopRequest())
 

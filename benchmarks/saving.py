@@ -1,16 +1,16 @@
-"""What a checkpoint costs a step: `python benchmarks/saving.py`, about two minutes.
+"""What a checkpoint costs a step: `python benchmarks/saving.py [FOLDER] [--device cuda]`, about two minutes.
 
 Side by side in one process, on the same model (ResNet-50 and AdamW's moments, about 290 MiB) and the same disk: the time that training
 stands still in `Saver.save` with `save.background: true`, in the foreground, and in Accelerate's `save_state`. The three take turns.
 Then how long a resume takes at a small and at a large step. Prints Markdown tables.
 """
 
+import argparse
 import gc
 import os
 import platform
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,10 +30,10 @@ from sft_dist.saver import Saver
 TURNS = 15
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, device: str) -> None:
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "accelerate", "safetensors"))
     print(f"Python {platform.python_version()}, {packages}, {torch.get_num_threads()} threads\n")
-    config = settings(folder)
+    config = settings(folder, device)
     with Engine(config, World()) as engine:
         prepare(engine, config)
         run = rundir.create(config)
@@ -81,7 +81,7 @@ def resumes(run: rundir.RunDir, engine: Engine, saver: Saver, about: About) -> N
         print(f"| {step:,} | 5 | {low:.0f} | {middle:.0f} | {high:.0f} |", flush=True)
 
 
-def settings(folder: Path) -> Config:
+def settings(folder: Path, device: str) -> Config:
     return parse.from_tree(
         {
             "task": "classify",
@@ -91,7 +91,7 @@ def settings(folder: Path) -> Config:
             "optim": {"name": "adamw", "lr": 0.001},
             "train": {"duration": "1 step"},
             "save": {"keep": 1},
-            "device": "cpu",
+            "device": device,
             "run": {"dir": str(folder), "name": "saved"},
         }
     )
@@ -101,18 +101,26 @@ def prepare(engine: Engine, config: Config) -> None:
     module, _ = engine.build(lambda load: models.build(config, [str(i) for i in range(1000)], weights=load), fresh=True)
     engine.prepare(module, lambda model: optim.build(model, config))
     with engine.backward_pass(last=True) as backward:
-        backward(engine.wrapped(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).logsumexp(1).sum())
+        backward(engine.wrapped(torch.zeros(2, 3, 32, 32, dtype=torch.uint8, device=engine.device)).logsumexp(1).sum())
     engine.update()
 
 
 def timed(act: Callable[[], object]) -> float:
     gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     os.sync()  # each begins with a quiet disk, not with what the one before left to be written
     before = time.perf_counter()
     act()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return time.perf_counter() - before
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory(dir=sys.argv[1] if len(sys.argv) > 1 else None) as place:
-        main(Path(place))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", nargs="?")
+    parser.add_argument("--device", default="cpu")
+    told = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=told.folder) as place:
+        main(Path(place), told.device)

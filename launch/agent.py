@@ -115,7 +115,7 @@ def _supervise(place: Place, gang: Gang, environment: Mapping[str, str], argumen
         max_restarts=0,
         monitor_interval=0.1,
     )
-    logs, prefix = Logs(place.folder), "${hostname}:${rank}| "
+    logs, prefix = Logs(place.folder), f"{socket.gethostname()}:${{rank}}| "  # ${hostname} is unknown to torch 2.11
     agent = LocalElasticAgent(spec, logs, exit_barrier_timeout=OTHERS_S, log_line_prefix_template=prefix)  # torch waits five minutes
     return dict(agent.run().failures)
 

@@ -178,7 +178,7 @@ def _reduce(ward: Ward, backend: str, device: torch.device, problems: list[str])
                 group = dist.new_group(list(pair), timeout=timedelta(seconds=ward.limit_s))  # all take part in making it
                 if place in pair:
                     speeds.append(_speed(group, everyone))
-            dist.barrier()
+            dist.barrier(device_ids=[0] if backend == "nccl" else None)  # or torch warns that it must guess the GPU
     except (RuntimeError, ValueError) as error:
         problems.append(f"{backend}: {(str(error).splitlines() or ['failed'])[0]}")
         return {}

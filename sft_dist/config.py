@@ -147,7 +147,7 @@ class Shard(Section):
     strategy: Literal["ddp", "zero1", "zero2", "zero3", "fsdp"] = "ddp"
     """How model and optimizer are spread over the ranks: `ddp` keeps a whole copy on each; `zero1`, `zero2`, `zero3` (DeepSpeed) share out optimizer state, gradients, parameters; `fsdp` (torch's FSDP2) shares out all three."""
     offload: Literal["none", "optimizer", "params"] = "none"
-    """What waits in host memory between its uses: the optimizer's state (`zero1` to `zero3`), or parameters and optimizer's state (`fsdp`). For GPUs; not yet run on one, but on CPU (`train.allow_emulated`)."""
+    """What waits in host memory between its uses: the optimizer's state (`zero1` to `zero3`), or parameters and optimizer's state (`fsdp`). For GPUs; on a CPU only to try it out (`train.allow_emulated`)."""
     reshard_after_forward: StrictBool = True
     """`fsdp`: free a block's gathered parameters after the forward pass, and gather them again for the backward pass."""
     hybrid: Count | None = None

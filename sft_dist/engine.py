@@ -35,9 +35,7 @@ class Engine:
         """Start up and check that what came is what was asked for. Raises MachineError where it is not."""
         self.pulse = pulse or Pulse()
         self.place, self.rank, self.world = world, world.rank, world.size
-        self.strategy = STRATEGIES[config.shard.strategy]
-        self.precision = config.precision
-        self.config = config
+        self.config, self.precision, self.strategy = config, config.precision, STRATEGIES[config.shard.strategy]
         kind = machine.choose_device(config, world)
         machine.set_arithmetic(config, kind)
         with self.strategy.start(config, world, kind) as arguments:
@@ -112,8 +110,11 @@ class Engine:
 
     def sum(self, values: Sequence[float | Tensor], more: Sequence[float] = ()) -> list[float]:
         """Each value, and each of the numbers in `more`, summed over all ranks, in float64."""
-        stacked = torch.stack([torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values])
-        message = torch.cat([stacked, torch.tensor(more, dtype=torch.float64).to(self.device)])
+        numbers = [0.0 if isinstance(value, Tensor) else value for value in values]
+        message = torch.tensor([*numbers, *more], dtype=torch.float64).to(self.device)  # in one copy: the host waits for each to a GPU
+        for place, value in enumerate(values):
+            if isinstance(value, Tensor):
+                message[place] = value
         if self.world > 1:
             dist.all_reduce(message)
         return message.tolist()
@@ -225,7 +226,7 @@ class Engine:
 
     def barrier(self) -> None:
         if self.world > 1:
-            dist.barrier()
+            dist.barrier(device_ids=[self.device.index] if self.device.type == "cuda" else None)  # or torch warns of a guess
 
     def close(self, wait: bool = True) -> None:
         """Part from the other ranks; after an error without waiting for them."""

@@ -19,6 +19,8 @@ from sft_dist.schedule import draw_seed, lr_factor, window
 from sft_dist.signals import StopRequest
 from sft_dist.tasks import Batch, Task
 
+SHOWN = 64  # samples of a step that an error names
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -159,5 +161,7 @@ def _said_where(engine: Engine, plan: Plan, step: int) -> Iterator[None]:
 
 
 def _samples(engine: Engine, plan: Plan, step: int) -> str:
-    """This rank's part of a window, by position in the training split."""
-    return f"the training samples {', '.join(str(pick.position) for micro in window(step, engine.rank, plan) for pick in micro)}"
+    """This rank's part of a window, by position in the training split; of many the first ones."""
+    mine = [str(pick.position) for micro in window(step, engine.rank, plan) for pick in micro]
+    more = f" and {len(mine) - SHOWN} more" if len(mine) > SHOWN else ""
+    return f"the training samples {', '.join(mine[:SHOWN])}{more}"

@@ -30,9 +30,13 @@ def choose_device(config: Config, world: World) -> str:
         )
     kind = "cuda" if config.device == "cuda" or (config.device == "auto" and gpus and not told_cpu) else "cpu"
     if kind == "cuda" and world.local_size > gpus:
-        raise MachineError(f"{world.local_size} processes on this machine, but it has {gpus} GPUs; start one process a GPU")
+        raise MachineError(
+            f"{world.local_size} processes on this machine, but it has {gpus} GPU{'s' * (gpus > 1)}; start one process a GPU"
+        )
     if kind == "cuda" and config.precision in ("tf32", "bf16") and torch.cuda.get_device_capability(world.local_rank) < (8, 0):
         raise MachineError(f"precision = {config.precision}, but {torch.cuda.get_device_name(world.local_rank)} does not have it; use fp32")
+    if config.precision == "fp64" and config.shard.strategy == "zero3" and (kind == "cuda" or _multiplies_fp16()):
+        raise MachineError("precision = fp64 with shard.strategy = zero3: DeepSpeed 0.19 refuses it on this device; use zero2 or fsdp")
     if kind == "cpu" and config.model.norm == "sync":
         raise MachineError("model.norm = sync needs GPUs: torch's SyncBatchNorm does not run on CPU; use frozen or train")
     if kind == "cpu" and config.shard.offload != "none" and not config.train.allow_emulated:
@@ -51,21 +55,34 @@ def choose_device(config: Config, world: World) -> str:
     return kind
 
 
+def _multiplies_fp16() -> bool:
+    """Whether this processor does (avx512_fp16); DeepSpeed asks the same."""
+    return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+
+
+def title(device: torch.device) -> str:
+    """`cpu`, or a GPU with its model, on which speed and last digits hang."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
+
+
 def set_arithmetic(config: Config, kind: str) -> None:
-    """TF32 and determinism, as the config has them, whatever was set before."""
+    """TF32 and determinism, as the config has them, whatever was set before. cuDNN tries out its ways of convolving in fp32 and tf32, where
+    that pays; in bf16 it took 13 s for each new shape of a batch, and found nothing quicker (docs/benchmarks/gpu.md)."""
     tf32 = config.precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.train.deterministic)
-    torch.backends.cudnn.benchmark = kind == "cuda" and not config.train.deterministic
+    torch.backends.cudnn.benchmark = kind == "cuda" and config.precision in ("fp32", "tf32") and not config.train.deterministic
 
 
 def set_autocast(module: nn.Module, kind: str, precision: str) -> None:
     """With bf16 and fp16, products in that format, weights and outputs in float32; inside the model, so that every wrapper of it
-    computes alike."""
+    computes alike. On a GPU the images come with their channels last, which its tensor cores want: docs/benchmarks/gpu.md."""
     if precision in AUTOCAST:
+        if kind == "cuda":
+            module.register_forward_pre_hook(_channels_last, prepend=True)  # before they are normalised, while they are bytes
         module.forward = torch.autocast(kind, AUTOCAST[precision])(module.forward)
         module.register_forward_hook(lambda *passed: _as_float32(passed[-1]))
 
@@ -79,6 +96,10 @@ def _as_float32(output: Any) -> Any:
     return [_as_float32(each) for each in output]
 
 
+def _channels_last(_: nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    return (args[0].contiguous(memory_format=torch.channels_last),)
+
+
 def clock(device: torch.device) -> Clock:
     """What measures the phases of a step: on a GPU its own events, because kernels run when the host has long gone on."""
     if device.type != "cuda":
@@ -89,7 +110,9 @@ def clock(device: torch.device) -> Clock:
 def profiler(kind: str) -> profile:
     """Torch's, over what processor and device do."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch 2.14's tells of its starts, and of a missing GPU, on the screen
-    return profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if kind == "cuda" else [])])
+    return profile(
+        activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if kind == "cuda" else [])], acc_events=True
+    )  # false makes 2.11 warn
 
 
 def translate(error: BaseException) -> BaseException:
@@ -108,5 +131,6 @@ def translate(error: BaseException) -> BaseException:
         return InfrastructureError(f"another rank was lost or did not answer: {plain}")
     if isinstance(error, torch.OutOfMemoryError):
         smaller = "use a smaller batch.micro (more passes add up to a step, and the curve stays the same)"
-        return MachineError([f"out of GPU memory: {first}; {smaller}", *where])
+        told = first.partition(" If reserved")[0]  # torch goes on with fragmentation, which is rarely the cause, and with a link
+        return MachineError([f"out of GPU memory: {told}; {smaller}", *where])
     return error

@@ -230,7 +230,7 @@ def _open_folder(config: Config, plan: Plan, engine: Engine, splits: Splits, sta
     folder.outcome.unlink(missing_ok=True)
     rundir.write_atomically(folder.config, parse.to_yaml(config))
     rundir.write_atomically(folder.path / "plan.json", plan.to_json())
-    rundir.write_json(folder.path / "env.json", track.environment(str(engine.device), splits.fingerprint))
+    rundir.write_json(folder.path / "env.json", track.environment(engine.device, splits.fingerprint))
     lines = [*describe(plan, config, engine.device.type), ("run", f"{folder.path} (attempt {attempt})")]
     lines += [("warning", line) for line in (*splits.remarks, *track.little_notice(folder))]
     say(Console(), *(f"{what:>9}  {how_much}" for what, how_much in lines))

@@ -11,10 +11,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from sft_dist import attempts, notice, pulse, revision, tally
+from sft_dist import attempts, machine, notice, pulse, revision, tally
 from sft_dist.datasets import Split
 from sft_dist.events import Events
 from sft_dist.loop import StepResult
@@ -180,7 +181,7 @@ def write_scores(run: RunDir, progress: RunProgress, test: Mapping[str, Any] | N
     write_json(run.scores, {name: entry for name, entry in entries.items() if entry})
 
 
-def environment(device: str, fingerprint: str) -> dict[str, Any]:
+def environment(device: torch.device, fingerprint: str) -> dict[str, Any]:
     """What this attempt runs on: versions, commit, data, host, device, command line. No environment variable's value, no secret."""
     return {
         "python": platform.python_version(),
@@ -188,7 +189,7 @@ def environment(device: str, fingerprint: str) -> dict[str, Any]:
         **revision.of(Path(__file__).parent.parent),
         "data_fingerprint": fingerprint,
         "host": socket.gethostname(),
-        "device": device,
+        "device": machine.title(device),
         "argv": redact(sys.argv),
         "launcher": "accelerate"
         if "ACCELERATE_MIXED_PRECISION" in os.environ

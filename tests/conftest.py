@@ -11,6 +11,13 @@ from tidy import tidied
 settings.register_profile("repository", deadline=None)  # timings are never assertions here
 settings.load_profile("repository")
 
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The tests are written for CPUs; where there are GPUs, `pytest -m gpu` alone is shown them."""
+    if config.option.markexpr != "gpu" and Path("/dev/nvidiactl").exists():
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

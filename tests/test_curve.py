@@ -51,7 +51,7 @@ def write_config(folder: Path, data: Path, weights: Path, name: str, micro: int,
         "eval": {"every": "10 steps", "micro": 50},
         "save": {"every": "1000 steps", "keep": 1},
         "precision": settings["precision"],
-        "device": "cpu",
+        "device": settings.get("device", "cpu"),
         "report": {"write": "none"},
         "run": {"dir": str(folder / "runs"), "name": name},
     }
@@ -94,7 +94,7 @@ def test_a_bare_pytorch_loop_draws_the_same_curve(curves, real_data, real_weight
         assert abs(row["train/grad_norm"] - norm) < 1e-9 * max(1, norm), step
 
 
-def bare_loop(folder: Path, weights: Path) -> list[tuple[float, float]]:
+def bare_loop(folder: Path, weights: Path, device: str = "cpu") -> list[tuple[float, float]]:
     """Loss and gradient norm of each step, with torch and torchvision alone: the whole batch in one pass, in double precision."""
     import math
 
@@ -119,7 +119,7 @@ def bare_loop(folder: Path, weights: Path) -> list[tuple[float, float]]:
     model.classifier[1] = torch.nn.Linear(1280, 3)
     missing = model.load_state_dict(load_file(weights), strict=False).missing_keys
     assert missing == ["classifier.1.weight", "classifier.1.bias"]
-    model.double().train()
+    model.double().to(device).train()
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
@@ -148,7 +148,7 @@ def bare_loop(folder: Path, weights: Path) -> list[tuple[float, float]]:
         rate = 0.01 * ((step + 1) / 3 if step < 3 else 0.5 * (1 + math.cos(math.pi * (step - 3) / (STEPS - 3))))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = torch.nn.functional.cross_entropy(model(torch.stack(images)), torch.tensor(labels))
+        loss = torch.nn.functional.cross_entropy(model(torch.stack(images).to(device)), torch.tensor(labels, device=device))
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -33,6 +33,11 @@ CONFIG = {
 
 @pytest.fixture(scope="module")
 def folder(folder: Path) -> Path:
+    write_config(folder)
+    return folder
+
+
+def write_config(folder: Path, **keys: Any) -> None:
     """A config, and weights whose batch norms know the data."""
     import torch
     import torchvision
@@ -54,10 +59,9 @@ def folder(folder: Path) -> Path:
     state = model.state_dict()
     save_file(state, folder / "start.safetensors")
     save_file({**state, "classifier.0.weight": 1e6 * state["classifier.0.weight"]}, folder / "hot.safetensors")
-    config = {**CONFIG, "run": {"dir": str(folder / "runs"), "name": "alone"}}
+    config = {**CONFIG, "run": {"dir": str(folder / "runs"), "name": "alone"}, **keys}
     config["model"] = {**CONFIG["model"], "weights": str(folder / "start.safetensors")}
     (folder / "config.yaml").write_text(json.dumps(config))
-    return folder
 
 
 def job(folder: Path, name: str, *overrides: str) -> Job:
@@ -176,25 +180,26 @@ def bare_loop(folder: Path) -> Iterator[tuple[float, float, float]]:
     config = parse.load(folder / "config.yaml")
     splits = datasets.load(config.data)
     ours, _ = models.build(config, splits.classes)
-    model = torchvision.models.mobilenet_v3_small(num_classes=3)
+    model = torchvision.models.mobilenet_v3_small(num_classes=3).to(device := str(config.device))
     model.load_state_dict(ours.state_dict())
-    assert torch.equal(model.state_dict()["features.0.0.weight"], load_file(folder / "start.safetensors")["features.0.0.weight"])
+    assert torch.equal(model.state_dict()["features.0.0.weight"].cpu(), load_file(folder / "start.safetensors")["features.0.0.weight"])
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d | torch.nn.Dropout):
             module.eval()
     decay, rest = ([p for p in model.parameters() if (p.ndim > 1) is matrix] for matrix in (True, False))
     optimizer = torch.optim.SGD([{"params": decay, "weight_decay": 1e-4}, {"params": rest}], lr=0.01, momentum=0.9)
-    scaler = torch.amp.GradScaler("cpu")
-    mean, std = (torch.tensor(three)[:, None, None] for three in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    scaler = torch.amp.GradScaler(device)
+    layout = torch.channels_last if device == "cuda" else torch.contiguous_format
+    mean, std = (torch.tensor(three, device=device)[:, None, None] for three in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
     numbers = plan.make_plan(config, plan.World(), len(splits.train), len(splits.val))
     samples = loading.Samples(splits.train, tasks.TASKS["classify"].prepare(config.data, True), 32, 0)
     batches = iter(loading.training_batches(tasks.TASKS["classify"], samples, numbers, 0, 0, 0, pin=False))
     for _ in range(4):
         loss = 0.0
         for _ in range(3):
-            batch = next(batches)
-            with torch.autocast("cpu", torch.float16):
-                logits = model((batch.images / 255 - mean) / std)
+            batch = loading.to_device(next(batches), torch.device(device))
+            with torch.autocast(device, torch.float16):
+                logits = model((batch.images.contiguous(memory_format=layout) / 255 - mean) / std)
             part = torch.nn.functional.cross_entropy(logits.float(), batch.labels, reduction="sum") / 5
             scaler.scale(part).backward()
             loss += part.item()

@@ -16,7 +16,7 @@ from sft_dist.datasets import Split
 from sft_dist.errors import MachineError
 from sft_dist.plan import Plan, World, make_plan
 from sft_dist.schedule import Pick, window
-from sft_dist.tasks import TASKS
+from sft_dist.tasks import TASKS, Sample, Task
 from sft_dist.tasks.classify import Labelled
 
 CLASSIFY = TASKS["classify"]
@@ -124,3 +124,10 @@ def test_evaluation_batches_that_shared_memory_cannot_hold_are_refused_too() -> 
         MachineError, match=r"^shared memory \(/dev/shm\) has .* but 1 data workers pass on batches of 54931640625\.0 MiB; make"
     ):
         loading.evaluation_batches(CLASSIFY, samples_of(digits()), [share], workers=1, pin=False)
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_a_batch_can_be_pinned(task: Task) -> None:
+    """A DataLoader passes over a batch without this method in silence, and each copy of it to a GPU would be waited for."""
+    batch = task.collate([Sample(0, torch.zeros(3, 8, 8, dtype=torch.uint8), None, "unreadable")])
+    assert callable(batch.pin_memory)

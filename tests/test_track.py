@@ -178,7 +178,7 @@ def test_the_environment_names_versions_and_no_variables(monkeypatch: pytest.Mon
     monkeypatch.setenv("WANDB_API_KEY", "0123secret")
     monkeypatch.setattr("sys.argv", ["sft-dist", "train", "x.yaml", "hub.token=0123secret"])
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    told = track.environment("cpu", "f1")
+    told = track.environment(torch.device("cpu"), "f1")
     assert "0123secret" not in json.dumps(told)
     assert told["argv"] == ["sft-dist", "train", "x.yaml", "hub.token=(redacted)"]
     assert (told["device"], told["launcher"]) == ("cpu", "python")

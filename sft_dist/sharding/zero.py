@@ -145,6 +145,8 @@ def _switches(world: World, kind: str) -> Iterator[None]:
     if world.size == 1:  # DeepSpeed asks for the launcher's variables all along, also where there was no launcher
         os.environ.update(dict.fromkeys(("RANK", "LOCAL_RANK"), "0") | dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), "1"))
     wanted = {"ACCELERATE_USE_DEEPSPEED": "true", "DS_ACCELERATOR": kind, "ACCELERATE_USE_CPU": "false"}
+    if kind == "cpu":
+        wanted["ACCELERATE_TORCH_DEVICE"] = kind  # or it would take a GPU where there is one
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     try:
