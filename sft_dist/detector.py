@@ -43,7 +43,7 @@ def build(config: Config, classes: Sequence[str], weights: bool = True) -> tuple
     return model, told
 
 
-class Detector(GeneralizedRCNN):
+class Detector(GeneralizedRCNN):  # type: ignore[misc]  # torchvision has no types there
     """A network of torchvision with another forward pass over the same parts, so that all names of parameters are torchvision's.
 
     Every part runs once a batch, as often on each rank however many images it has: sharded parameters are gathered part by part.
@@ -74,7 +74,7 @@ class Detector(GeneralizedRCNN):
             losses.append(self._offers_losses(offers, place, target))
             chosen.append(self._chosen(offers.proposals[place], target, sizes[place]))
         verdicts = self._judge(images, features, [each.proposals for each in chosen])
-        parts = (each.split([len(one.labels) for one in chosen]) for each in verdicts)
+        parts = (torch.split(each, [len(one.labels) for one in chosen]) for each in verdicts)
         for each, logits, deltas in zip(chosen, *parts, strict=True):
             losses.append(dict(zip(BOXES, fastrcnn_loss(logits, deltas, [each.labels], [each.deltas]), strict=True)))
         return {name: torch.stack([each[name] for each in losses if name in each]).sum() for name in (*OFFERS, *BOXES)}
@@ -93,16 +93,9 @@ class Detector(GeneralizedRCNN):
     def _offers_losses(self, offers: "_Offers", place: int, target: Target) -> dict[str, Tensor]:
         """Of one image; its anchors are sampled. torchvision's labels are fp32, and would make the loss of fp64 scores fp32 too."""
         labels, boxes = self.rpn.assign_targets_to_anchors([offers.anchors], [target])
+        exact = [each.to(offers.scores.dtype) for each in labels]
         wanted = self.rpn.box_coder.encode(boxes, [offers.anchors])
-        return dict(
-            zip(
-                OFFERS,
-                self.rpn.compute_loss(
-                    offers.scores[place], offers.deltas[place], [each.to(offers.scores.dtype) for each in labels], wanted
-                ),
-                strict=True,
-            )
-        )
+        return dict(zip(OFFERS, self.rpn.compute_loss(offers.scores[place], offers.deltas[place], exact, wanted), strict=True))
 
     def _chosen(self, proposals: Tensor, target: Target, size: Size) -> "_Chosen":
         """The proposals of one image that are learned from, sampled. In one without objects and proposals, where torchvision's loss of this

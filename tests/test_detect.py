@@ -182,7 +182,7 @@ def test_the_scores_are_those_of_pycocotools_in_whatever_order_the_ranks_bring_t
 
 
 def test_scores_of_as_much_as_cocos_validation_set_take_a_minute_at_most() -> None:
-    """A twentieth of it: 250 images with 100 detections each of 80 classes. (All of it took 20 s on one busy core.)"""
+    """A twentieth of it: 250 images with 100 detections each of 80 classes."""
     import time
 
     chance = np.random.default_rng(0)

@@ -67,7 +67,7 @@ def prepare(data: Data, training: bool) -> Prepare:
         _check(truth, whole, data.size)
         learned = [i for i, wanted in enumerate(truth.learned) if wanted]
         known = torch.tensor([truth.boxes[i] for i in learned], dtype=torch.float32).reshape(-1, 4)
-        boxes = tv_tensors.BoundingBoxes(known, format="XYXY", canvas_size=whole)  # type: ignore[call-overload]
+        boxes = tv_tensors.BoundingBoxes(known, format="XYXY", canvas_size=whole)
         labels = torch.tensor([truth.labels[i] for i in learned], dtype=torch.int64)
         seen = transform({"image": tv_tensors.Image(image), "boxes": boxes, "labels": labels})
         height, width = seen["image"].shape[-2:]
