@@ -23,7 +23,7 @@ def runs(folder, real_data, real_weights):
         path = write_config(folder, real_data, real_weights, name, 7, train="last:8", precision="fp64", lr=0.001)
         config = json.loads(path.read_text())
         config |= {"optim": {"name": "adamw", "lr": 0.001, "weight_decay": 0.01}, "ema": {"decay": 0.9}}
-        config["save"] = {"every": "5 steps", "keep": 9}
+        config["save"] = {"every": "5 steps", "keep": 9, "background": False}  # or a kill could come before it is committed
         config["data"]["size"] = 32
         config["train"]["seed"] = 3
         path.write_text(json.dumps(config))
