@@ -70,7 +70,7 @@ def _of_labels(said: "Predictions", named: Sequence[str], most: int, clean: Call
 
 def _of_masks(said: "Masks") -> tuple[Sequence[str], list[tuple[float, ...]]]:
     """The mean IoU over the classes that are in an image, and the share of its pixels that are said rightly."""
-    rows = []
+    rows: list[tuple[float, ...]] = []
     for right, guessed, there in zip(said.right, said.said, said.there, strict=True):
         shares = [r / (g + t - r) for r, g, t in zip(right, guessed, there, strict=True) if t]
         rows.append((sum(shares) / max(1, len(shares)), sum(right) / max(1, sum(there))))

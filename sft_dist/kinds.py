@@ -66,8 +66,6 @@ def _detection(config: Config, _: World) -> list[str]:
         wrong.append(f"data.resize = {data.resize}: detect resizes the longer side to data.size, in evaluation as well; leave it out")
     if data.per_class is not None:
         wrong.append(f"data.per_class = {data.per_class}: an image has objects of many classes; leave it out")
-    if config.report.write == "look":
-        wrong.append("report.write = 'look': what it looks at, like Grad-CAM, is of classifiers; use page")
     return wrong
 
 

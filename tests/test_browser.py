@@ -12,6 +12,7 @@ from given_pictures import scene
 from given_runs import a_run, guesses, write
 from test_exhibits import some
 from test_report import a_whole_run
+from test_report_tasks import a_boxed, a_masked, with_masks
 
 from sft_dist.cli import main
 from sft_dist.compare.command import compare
@@ -103,8 +104,20 @@ def check(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "data-check.html"
 
 
+@pytest.fixture(scope="module")
+def masks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of segmentation, looked into."""
+    return report.write(with_masks(a_masked(tmp_path_factory.mktemp("masks"), classes=(LONG, "tree", "car", "sky"))[0], LONG))
+
+
+@pytest.fixture(scope="module")
+def boxes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of detection, with boxes over two images."""
+    return report.write(a_boxed(tmp_path_factory.mktemp("boxes"), classes=(LONG, "white", "plate")))
+
+
 @pytest.mark.parametrize(("width", "dark"), [(360, False), (360, True), (1200, False)], ids=["telephone", "telephone by night", "desk"])
-@pytest.mark.parametrize(("which", "pictures"), [("comparison", 6), ("check", 4)])
+@pytest.mark.parametrize(("which", "pictures"), [("comparison", 6), ("check", 4), ("masks", 5), ("boxes", 4)])
 def test_every_other_page_fits_its_screen_too(
     tab: Tab, request: pytest.FixtureRequest, which: str, pictures: int, width: int, dark: bool
 ) -> None:

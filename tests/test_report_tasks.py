@@ -65,18 +65,22 @@ def test_a_page_of_segmentation_has_its_classes_and_nothing_of_classifiers(tmp_p
     assert [word for word in ABSENT if word in told] == []
 
 
-def test_masks_stand_beside_each_other_with_their_classes_in_words(tmp_path: Path) -> None:
-    run, _, _ = a_masked(tmp_path)
+def with_masks(run: Path, road: str = "road") -> Path:
+    """Looked into, of one image."""
     (run / "report").mkdir()
     for which in ("plain", "truth", "said"):
         Image.new("RGB", (64, 32), (90, 20, 90)).save(run / "report" / f"mask-0-{which}.jpg")
     patches = (
-        Patch(name="road", colour="#009ffa", there=0.6, said=1.0, iou=0.6),
+        Patch(name=road, colour="#009ffa", there=0.6, said=1.0, iou=0.6),
         Patch(name="tree", colour="#ffdc3d", there=0.4, said=0.0, iou=0.0),
     )
     mask = Mask(id="val/images/3.png", iou=0.3, plain="mask-0-plain.jpg", truth="mask-0-truth.jpg", said="mask-0-said.jpg", patches=patches)
     exhibits.write(run, Exhibits(step=4, masks=(mask,)))
-    page = drawn(run)
+    return run
+
+
+def test_masks_stand_beside_each_other_with_their_classes_in_words(tmp_path: Path) -> None:
+    page = drawn(with_masks(a_masked(tmp_path)[0]))
     told = [str(attributes["alt"]) for tag, attributes in page.tags if tag == "img"]
     assert "its true mask: road 60 %, tree 40 %" in told and "its predicted mask: road 100 %" in told
     assert "val/images/3.png: IoU 0.300 road 0.60 tree 0.00" in cells(page)

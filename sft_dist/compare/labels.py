@@ -152,7 +152,8 @@ def _difference(aligned: Paired, metric: str) -> Difference:
 
 def _width(answers: Answers) -> int:
     """How many classes a run can name in its predictions."""
-    return max(len(answers.classes), 1 + max([-1, *answers.predictions.truths, *answers.predictions.guesses]))
+    most: int = max([-1, *answers.predictions.truths, *answers.predictions.guesses])
+    return max(len(answers.classes), 1 + most)
 
 
 KIND = Kind(

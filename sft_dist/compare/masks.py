@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,7 @@ def hold(one: Sequence[Answers], other: Sequence[Answers]) -> Held | str:
     lined = pairing.line_up(everyone, [_width(answers) for answers in everyone])
     if isinstance(lined, str):
         return lined
-    tables = np.zeros((len(everyone), len(lined.ids), 3, len(lined.names)), dtype=np.int64)
+    tables = np.zeros((len(everyone), len(lined.ids), 3, len(lined.names)))
     for table, answers, places, numbers in zip(tables, everyone, lined.places, lined.numbers, strict=True):
         table[..., numbers[: _named(answers)]] = counts(answers.predictions)[places]
     agreed = (tables[:, :, 2] == tables[0, :, 2]).all((0, 2))
@@ -56,13 +57,13 @@ def counts(predictions: object) -> NDArray[np.int64]:
     return np.stack(columns, axis=1)
 
 
-def by_class(tables: NDArray[np.int64]) -> NDArray[np.float64]:
+def by_class(tables: NDArray[Any]) -> NDArray[np.float64]:
     """... x 3 x classes -> ... x classes: IoU, 0 where there is nothing."""
     right, said, there = np.moveaxis(tables, -2, 0)
     return np.asarray(right / np.maximum(said + there - right, 1))
 
 
-def by_image(tables: NDArray[np.int64]) -> NDArray[np.float64]:
+def by_image(tables: NDArray[Any]) -> NDArray[np.float64]:
     """... x images x 3 x classes -> ... x images: the mean IoU over the classes that are in the image; 0 where none is."""
     there = tables[..., 2, :] > 0
     return np.asarray((by_class(tables) * there).sum(-1) / np.maximum(there.sum(-1), 1))
@@ -76,7 +77,7 @@ def lines(one: Redrawn) -> list[str]:
     return [f"IoU {one.iou_one:.3f} to {one.iou_other:.3f}"]
 
 
-def _class_changes(names: Sequence[str], one: NDArray[np.int64], other: NDArray[np.int64]) -> list[ClassChange]:
+def _class_changes(names: Sequence[str], one: Counts, other: Counts) -> list[ClassChange]:
     """Every class that occurs, those that changed most first."""
     wholes = [by_class(side.sum(1)).mean(0) for side in (one, other)]
     support = one[0, :, 2].sum(0)

@@ -51,9 +51,10 @@ def _masked(path: Path) -> Masks:
 
 def _boxed(path: Path) -> Boxes:
     def row(found: Row) -> Found | None:
-        boxes, labels, scores, truth_boxes, truth_labels, crowd = columns = [found.get(name) for name in Found.__dataclass_fields__]
+        columns: list[Any] = [found.get(name) for name in Found.__dataclass_fields__]
         if not all(isinstance(column, list) for column in columns):
             return None
+        boxes, labels, scores, truth_boxes, truth_labels, crowd = columns
         whole = len(boxes) == len(labels) == len(scores) and len(truth_boxes) == len(truth_labels) == len(crowd)
         plain = all(map(is_number, scores)) and all(map(_is_class, chain(labels, truth_labels)))
         there = all(map(_is_box, chain(boxes, truth_boxes))) and all(isinstance(each, bool) for each in crowd)

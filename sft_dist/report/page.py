@@ -11,7 +11,7 @@ from sft_dist.pages import figures, paper, words
 from sft_dist.pages.figures import Line, Picture
 from sft_dist.report import drawings, overlay, telling
 from sft_dist.report.chronicle import Chapter
-from sft_dist.report.exhibits import Embedding, Exhibits
+from sft_dist.report.exhibits import Embedding, Exhibits, Mask
 from sft_dist.report.kinds import Panel
 from sft_dist.report.overlay import Frame
 from sft_dist.report.study import Study
@@ -58,15 +58,9 @@ def page(
     return paper.render(
         "report.html",
         study=study,
-        kind=study.kind,
-        tested=_tested(study),
         frames=frames,
-        masks=[one for one in exhibits.masks if {one.plain, one.truth, one.said} <= set(pictures)],
-        worst=overlay.WORST,
-        chosen=overlay.chosen(study),
-        truth=overlay.TRUTH,
-        said=overlay.SAID,
-        dashes=overlay.DASHES,
+        masks=_masks(exhibits, pictures),
+        overlay=overlay,
         chapters=chapters,
         times=times,
         exhibits=exhibits,
@@ -98,10 +92,9 @@ def shown_samples(study: Study) -> list[str]:
     return list(dict.fromkeys([*named, *(one.id for one in overlay.chosen(study) if not one.found)]))
 
 
-def _tested(study: Study) -> dict[str, float]:
-    """The scores of the test split that stand at the top."""
-    wanted = {words.score(study.record.headline), "loss"}
-    return {name: value for name, value in study.test.items() if words.score(name) in wanted}
+def _masks(exhibits: Exhibits, pictures: Mapping[str, str]) -> list[Mask]:
+    """Those of which all pictures are there."""
+    return [one for one in exhibits.masks if {one.plain, one.truth, one.said} <= set(pictures)]
 
 
 def _drawn(study: Study, marks: Sequence[int]) -> Iterator[Drawing]:

@@ -71,6 +71,12 @@ class Study:
         return self.scores.get(self.record.headline)
 
     @property
+    def tested(self) -> dict[str, float]:
+        """The scores of the test split that stand at the top."""
+        ends = (self.record.headline.rpartition("/")[2], "loss")
+        return {name: value for name, value in self.test.items() if name.endswith(ends)}
+
+    @property
     def support(self) -> int:
         """Of all classes: samples, pixels or objects."""
         return sum(score.support for score in self.classes)
