@@ -250,7 +250,6 @@ def test_a_runs_scores_are_those_of_its_own_predictions_and_evaluating_again_giv
         ),
         ({"data__resize": 600}, "data.resize = 600: detect resizes the longer side to data.size, in evaluation as well; leave it out"),
         ({"data__per_class": 5}, "data.per_class = 5: an image has objects of many classes; leave it out"),
-        ({"report__write": "look"}, "report.write = 'look': what it looks at, like Grad-CAM, is of classifiers; use page"),
         ({"stop__when": "val/loss <= 1"}, "stop.when watches val/loss, which detect does not score; use val/map, val/map_50, val/map_75"),
     ],
 )
