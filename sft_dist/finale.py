@@ -35,8 +35,8 @@ class Finale:
     classes: Sequence[str] = ()
     truths: Sequence[int] = ()
     guesses: Sequence[int] = ()
-    columns: Sequence[str] = ()
     samples: Sequence[tuple[object, ...]] = ()
+    columns: Sequence[str] = ("id", "truth", "guess", "confidence", "truth_probability")
 
 
 def look(run: RunDir, most: int, secrets: Collection[str]) -> Finale:
@@ -65,7 +65,7 @@ def _of_labels(said: "Predictions", named: Sequence[str], most: int, clean: Call
     columns = zip(said.ids, said.truths, said.guesses, said.confidence, said.certainty, strict=True)
     worst = sorted(columns, key=lambda row: (True, row[3]) if row[1] == row[2] else (False, -row[3]))[:most]
     samples = [(clean(name), classes[truth], classes[guess], sure, true) for name, truth, guess, sure, true in worst]
-    return Finale(classes, said.truths, said.guesses, ("id", "truth", "guess", "confidence", "truth_probability"), samples)
+    return Finale(classes, said.truths, said.guesses, samples=samples)
 
 
 def _of_masks(said: "Masks") -> tuple[Sequence[str], list[tuple[float, ...]]]:

@@ -29,7 +29,7 @@ def name(path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def stand_ins(folder: Path) -> Path:
-    """A folder of images in two classes, one of images with masks, a file that is called weights, and a folder that looks like a run with a checkpoint."""
+    """A folder of images in two classes, one of images with masks, one of images with boxes, a file that is called weights, and a folder that looks like a run with a checkpoint."""
     for split in ("train", "val"):
         for kind in ("cat", "dog"):
             (folder / split / kind).mkdir(parents=True)
@@ -38,6 +38,8 @@ def stand_ins(folder: Path) -> Path:
         (folder / "masked" / "train" / kind).mkdir(parents=True)
         Image.new("L", (40, 30)).save(folder / "masked" / "train" / kind / "1.png")
     (folder / "masked" / "classes.txt").write_text("road\nsky\n")
+    for kind in ("JPEGImages", "Annotations"):
+        (folder / "boxed" / kind).mkdir(parents=True)
     for file in ("weights.pth", "weights.safetensors"):
         (folder / file).touch()
     manifest = folder / "source" / "checkpoints" / "step-00000001" / "MANIFEST.json"
@@ -50,7 +52,7 @@ def stand_ins(folder: Path) -> Path:
 def local(path: Path, folder: Path) -> list[str]:
     """The overrides that put a config's data and weights on this machine, and change nothing else."""
     config = parse.load(path)
-    root = folder / "masked" if config.data.name == "masks" else folder
+    root = {"masks": folder / "masked", "voc": folder / "boxed"}.get(config.data.name, folder)
     overrides = [f"data.root={root}"] if config.data.root else []
     if config.model.weights.startswith("run:"):
         overrides.append(f"model.weights=run:{folder}/source")

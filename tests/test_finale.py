@@ -5,12 +5,15 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from given_runs import TRUTHS, a_run, guesses, write
+from given_tasks import a_boxed_run, a_masked_run
 
 from sft_dist import finale, pulse
 from sft_dist.errors import InfrastructureError
 from sft_dist.finale import Finale
+from sft_dist.overlaps import Found, Objects
 from sft_dist.pulse import Pulse
 from sft_dist.rundir import RunDir
 
@@ -90,3 +93,17 @@ def test_an_export_beside_a_rank_does_not_speak_for_it(tmp_path: Path, monkeypat
     beat = pulse.read(tmp_path / "0")
     assert beat is not None and (beat.pid, beat.step, beat.phase) == (os.getpid(), 40, "end")
     assert list((tmp_path / "attempt").iterdir()) == []
+
+
+def test_of_masks_and_boxes_the_worst_images_come_first(tmp_path: Path) -> None:
+    truths = [np.array([[0, 0, 1, 1]]), np.array([[0, 0, 1, 255]])]
+    run = a_masked_run(tmp_path / "masks", truths, [np.array([[0, 0, 1, 1]]), np.array([[0, 0, 0, 0]])], ("road", "tree"))
+    found = finale.look(RunDir(run), 9, [])
+    assert (found.columns, found.classes, found.truths) == (("id", "iou", "pixel_accuracy"), (), ())
+    assert found.samples == [("val/images/1.png", pytest.approx(1 / 3), pytest.approx(2 / 3)), ("val/images/0.png", 1.0, 1.0)]
+    box, two = np.array([[0.0, 0, 9, 9]]), np.array([[0.0, 0, 9, 9], [20, 20, 29, 29]])
+    scene = [Objects(box, np.array([0])), Objects(two, np.array([0, 1]))]
+    run = a_boxed_run(tmp_path / "boxes", scene, [Found(box, np.array([0]), np.array([0.9]))] * 2)
+    found = finale.look(RunDir(run), 9, [])
+    assert found.columns == ("id", "detections_less_objects", "objects", "detections", "highest_score")
+    assert found.samples == [("JPEGImages/1.jpg", -1, 2, 1, 0.9), ("JPEGImages/0.jpg", 0, 1, 1, 0.9)]

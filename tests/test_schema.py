@@ -129,7 +129,7 @@ def test_the_schema_stops_what_the_config_refuses(line: str) -> None:
     assert list(JUDGE.iter_errors(tree))
 
 
-@pytest.mark.parametrize("line", ["task: detect", "data.name: coco", "data.bad: skip"])
+@pytest.mark.parametrize("line", ["task: text", "data.name: csv", "data.bad: skip"])
 def test_values_that_are_not_built_yet_are_not_offered(line: str) -> None:
     assert list(JUDGE.iter_errors(tree_with(line)))
 
