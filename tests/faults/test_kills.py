@@ -30,9 +30,9 @@ def test_the_rank_that_lost_its_peer_ends_by_itself_and_the_resume_is_exact(shop
 def test_the_launcher_names_the_rank_and_the_signal(shop, saw):
     """torchrun over plain processes: its agent sees what no rank can tell of itself."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
-    code = "import sys; sys.path[:0] = [{!r}]; import injections as i; i.inject(i.Fault('killed in backward', 1, 5)); from sft_dist.cli import main; main()"
+    code = "import sys; sys.path[:0] = {!r}; import injections as i; i.inject(i.Fault('killed in backward', 1, 5)); from sft_dist.cli import main; main()"
     script = shop.folder / "killed.py"
-    script.write_text(code.format(str(Path(__file__).parent)))
+    script.write_text(code.format([str(folder) for folder in Path(__file__).parents[:2]]))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, str(script), "train", str(shop.config), "run.name=launched"],
