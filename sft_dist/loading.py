@@ -34,8 +34,11 @@ class Samples(Dataset[Sample]):
             return Sample(position, *self.prepare(self.split.read(position), self.split.target(position)), None, draw)
         except (OSError, ValueError) as error:
             # Told with the batch and raised by all ranks together: a rank that stopped here would leave the others waiting.
-            black = torch.zeros(3, self.size, self.size, dtype=torch.uint8)
-            return Sample(position, black, None, f"data: unreadable sample {self.split.names[position]}: {error}")
+            return self.blank(position, f"data: unreadable sample {self.split.names[position]}: {error}")
+
+    def blank(self, position: int, problem: str) -> Sample:
+        """A black image in the place of one that cannot be read."""
+        return Sample(position, torch.zeros(3, self.size, self.size, dtype=torch.uint8), None, problem)
 
 
 class Windows:
@@ -54,13 +57,16 @@ class Windows:
 
 def training_batches(task: Task, samples: Samples, plan: Plan, rank: int, start: int, workers: int, pin: bool) -> "DataLoader[Any]":
     """Micro-batches for the steps after `start`, loaded ahead by `workers` processes. Raises MachineError if they cannot be passed on."""
-    _check_shared_memory(workers, plan.micro_batch * 3 * samples.size**2)
+    waiting = plan.passes_per_rank[rank] if task.count else 1  # what is counted first is held until then
+    _check_shared_memory(workers, waiting, plan.micro_batch * _bytes(task, samples.blank(0, "")))
     return _loader(samples, Windows(plan, rank, start), task.collate, workers, pin)
 
 
 def evaluation_batches(task: Task, samples: Samples, shares: Sequence[Sequence[int]], workers: int, pin: bool) -> "DataLoader[Any]":
     """One batch for each share of positions. Raises MachineError as `training_batches` does."""
-    _check_shared_memory(workers, max(map(len, shares), default=0) * 3 * samples.size**2)
+    if workers and shares:
+        one = samples[Pick(0, shares[0][0])] if task.alone else samples.blank(0, "")  # the first says how large whole images are
+        _check_shared_memory(workers, 1, max(map(len, shares)) * _bytes(task, one))
     return _loader(samples, [[Pick(0, i) for i in share] for share in shares], task.collate, workers, pin)
 
 
@@ -76,9 +82,13 @@ def _loader(samples: Samples, batches: Any, collate: Callable[..., Any], workers
     )
 
 
-def _check_shared_memory(workers: int, batch_bytes: int) -> None:
+def _bytes(task: Task, sample: Sample) -> int:
+    return int(task.collate([sample]).bytes)
+
+
+def _check_shared_memory(workers: int, in_use: int, batch_bytes: int) -> None:
     """A worker that finds no room for a batch says so on the screen and drops it, and the rank waits for ever (torch 2.14.1)."""
-    place, needed = Path("/dev/shm"), (workers * AHEAD + 1) * batch_bytes  # noqa: S108, it is where torch puts them; one is in use
+    place, needed = Path("/dev/shm"), (workers * AHEAD + in_use) * batch_bytes  # noqa: S108, it is where torch puts them
     if workers and place.is_dir() and (free := shutil.disk_usage(place).free) < needed:
         raise MachineError(
             f"shared memory ({place}) has {free / 2**20:.1f} MiB free, but {workers} data workers pass on batches of {needed / 2**20:.1f} MiB; "

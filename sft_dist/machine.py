@@ -67,14 +67,16 @@ def title(device: torch.device) -> str:
 
 def set_arithmetic(config: Config, kind: str) -> None:
     """TF32 and determinism, as the config has them, whatever was set before. cuDNN tries out its ways of convolving in fp32 and tf32, where
-    that pays; in bf16 it took 13 s for each new shape of a batch, and found nothing quicker (docs/benchmarks/gpu.md)."""
+    that pays; in bf16 it took 13 s for each new shape of a batch, and found nothing quicker (docs/benchmarks/gpu.md). Where masks are
+    evaluated, or boxes looked into, nearly every pass has a new shape."""
     tf32 = config.precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(config.train.deterministic)
-    torch.backends.cudnn.benchmark = kind == "cuda" and config.precision in ("fp32", "tf32") and not config.train.deterministic
+    pays = config.task == "classify" and config.precision in ("fp32", "tf32")
+    torch.backends.cudnn.benchmark = kind == "cuda" and pays and not config.train.deterministic
 
 
 def set_autocast(module: nn.Module, kind: str, precision: str) -> None:

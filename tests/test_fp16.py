@@ -197,7 +197,7 @@ def bare_loop(folder: Path) -> Iterator[tuple[float, float, float]]:
     for _ in range(4):
         loss = 0.0
         for _ in range(3):
-            batch = loading.to_device(next(batches), torch.device(device))
+            batch = next(batches).to(torch.device(device))
             with torch.autocast(device, torch.float16):
                 logits = model((batch.images.contiguous(memory_format=layout) / 255 - mean) / std)
             part = torch.nn.functional.cross_entropy(logits.float(), batch.labels, reduction="sum") / 5

@@ -1,9 +1,12 @@
 """Batches hold what the schedule says, whoever loads them; what is unreadable is told and does not raise."""
 
+import dataclasses
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -121,7 +124,7 @@ def test_a_batch_moves_with_its_tensors_and_keeps_the_rest() -> None:
 def test_evaluation_batches_that_shared_memory_cannot_hold_are_refused_too() -> None:
     share = range(10**14)  # 17 PiB
     with pytest.raises(
-        MachineError, match=r"^shared memory \(/dev/shm\) has .* but 1 data workers pass on batches of 54931640625\.0 MiB; make"
+        MachineError, match=r"^shared memory \(/dev/shm\) has .* but 1 data workers pass on batches of 59509277343\.8 MiB; make"
     ):
         loading.evaluation_batches(CLASSIFY, samples_of(digits()), [share], workers=1, pin=False)
 
@@ -130,4 +133,15 @@ def test_evaluation_batches_that_shared_memory_cannot_hold_are_refused_too() -> 
 def test_a_batch_can_be_pinned(task: Task) -> None:
     """A DataLoader passes over a batch without this method in silence, and each copy of it to a GPU would be waited for."""
     batch = task.collate([Sample(0, torch.zeros(3, 8, 8, dtype=torch.uint8), None, "unreadable")])
-    assert callable(batch.pin_memory)
+    moved = list(tensors(batch.to(torch.device("meta"))))
+    assert callable(batch.pin_memory) and {tensor.device.type for tensor in moved} == {"meta"}
+    assert sum(tensor.nbytes for tensor in moved) == batch.bytes >= 3 * 8 * 8
+
+
+def tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, tuple):
+        yield from (tensor for each in value for tensor in tensors(each))
+    elif dataclasses.is_dataclass(value):
+        yield from (tensor for field in dataclasses.fields(value) for tensor in tensors(getattr(value, field.name)))

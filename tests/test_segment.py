@@ -358,3 +358,10 @@ def test_a_single_image_in_a_pass_through_deeplab_s_pooling_is_refused() -> None
     model, _ = TASKS["segment"].build(config_of(model__name="deeplabv3_mobilenet_v3_large"), CLASSES)
     with pytest.raises(ValueError, match="Expected more than 1 value per channel when training"):
         model(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+
+
+def test_masks_of_0_and_255_are_no_perfect_score() -> None:
+    """The usual masks of two classes: with 255 as void, all that is left is background, and to say so everywhere would be all right."""
+    evidence = Evidence({"samples": torch.tensor(1), "loss": torch.tensor(0.0), "confusion": torch.tensor([[9, 0], [0, 0]])})
+    with pytest.raises(ConfigError, match=r"is background, and nothing else is said of one, .* masks of 0 and 255 need 1 for 255"):
+        TASKS["segment"].score(evidence, ("background", "crack"))

@@ -25,7 +25,7 @@ def check(data: Data) -> None:
     if not root.is_dir():
         raise ConfigError(f"data.root = {data.root!r}: there is no such folder (from {Path.cwd()})")
     problems: list[str] = []
-    for look in (lambda: _void_of(data, len(classes_of(data))), lambda: _check_keys(data)):
+    for look in (lambda: _check_classes(data), lambda: _check_keys(data)):
         try:
             look()
         except ConfigError as error:
@@ -94,6 +94,13 @@ def decode(path: Path) -> Any:
     except Exception as error:  # for damaged files Pillow raises OSError, SyntaxError, ValueError, struct.error and others
         raise ValueError(f"{path} cannot be read as a mask: {error}") from error
     return ids.astype(np.uint16) // factor
+
+
+def _check_classes(data: Data) -> None:
+    classes = classes_of(data)
+    if len(classes) < 2:
+        raise ConfigError(f"only the class {classes[0]!r}; masks tell at least two apart, of which one may be the background")
+    _void_of(data, len(classes))
 
 
 def _check_keys(data: Data) -> None:

@@ -1,7 +1,7 @@
 """What a kind of work must bring along, and the values that pass between it and the loop."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
@@ -50,9 +50,21 @@ class Batch:
         """All tensors in page-locked memory: what a DataLoader calls for a batch of a type that it does not know."""
         return self._each(Tensor.pin_memory)
 
+    @property
+    def bytes(self) -> int:
+        """What its tensors take."""
+        return sum(tensor.nbytes for field in dataclasses.fields(self) for tensor in _tensors(getattr(self, field.name)))
+
     def _each(self, act: Callable[[Tensor], Tensor]) -> Self:
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return dataclasses.replace(self, **{name: _acted(act, value) for name, value in fields.items()})
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple):
+        yield from (tensor for each in value for tensor in _tensors(each))
 
 
 def _acted(act: Callable[[Tensor], Tensor], value: Any) -> Any:

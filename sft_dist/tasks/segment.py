@@ -16,6 +16,7 @@ from sft_dist.schedule import draw_seed
 from sft_dist.tally import Evidence
 from sft_dist.tasks.contract import Batch, Losses, Prepare, Sample, Scores, Task
 
+ROWS = 256  # of an image at its own size that are scored at once
 AUX = 0.5  # weight of the auxiliary head's loss, as in torchvision's references/segmentation
 
 
@@ -92,7 +93,8 @@ def measure(model: nn.Module, batch: Masked) -> Evidence:
     tables, losses = [], []
     for logits, mask in zip(model(batch.images)["out"], batch.masks, strict=True):
         full = functional.interpolate(logits[None], size=mask.shape, mode="bilinear", align_corners=False)
-        losses.append(_losses(full, mask[None]).double().sum())
+        bands = zip(full.split(ROWS, 2), mask[None].split(ROWS, 1), strict=True)  # all at once would take three times the memory
+        losses.append(torch.stack([_losses(*band).double().sum() for band in bands]).sum())
         tables.append(_confusion(full[0].argmax(0), mask, len(logits)))
     confusion, loss = torch.stack(tables), torch.stack(losses)
     right, said, there = confusion.diagonal(dim1=1, dim2=2), confusion.sum(1), confusion.sum(2)
@@ -110,6 +112,11 @@ def score(evidence: Evidence, classes: Sequence[str]) -> Scores:
     iou = right / (said + there - right).clamp(min=1)
     precision, recall = right / said.clamp(min=1), right / there.clamp(min=1)
     present = (said + there) > 0
+    if present.sum() < 2:
+        raise ConfigError(
+            f"every labelled pixel of the masks is {classes[int(present.double().argmax())]}, and nothing else is said of one, so that there is "
+            "nothing to tell apart; masks of 0 and 255 need 1 for 255, since 255 is void (data.void)"
+        )
     values = {
         "val/loss": evidence.sums["loss"] / there.sum(),
         "val/miou": iou[present].mean(),
