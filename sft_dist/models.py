@@ -51,6 +51,7 @@ def furnish(model: nn.Module, config: Config, classes: Sequence[str], weights: b
         state, source_classes = read(config.model)
         kind = family(config.model.name)
         if body := of_classifier(state, kind):
+            _check_new_norms(model, kind, config.model)
             state, kind, source_classes = body, replace(kind, last=(*kind.heads, *CLASSIFIER_HEADS)), None
         keep = config.model.head == "keep" or (config.model.head == "auto" and source_classes == tuple(classes))
         told = fill(model, state, kind, keep, config.model.weights)
@@ -179,6 +180,17 @@ def _check_size(model: nn.Module, config: Config) -> None:
     if size != config.data.size:
         raise ConfigError(
             f"data.size = {config.data.size}, but {config.model.name} takes images of {size} pixels only; write data.size: {size}"
+        )
+
+
+def _check_new_norms(model: nn.Module, kind: Family, config: Model) -> None:
+    """A classifier's weights have no statistics for the batch norms of a new head: frozen, these would stay as they were made."""
+    heads = tuple(f"{head}." for head in kind.heads)
+    new = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm) and name.startswith(heads)]
+    if new and config.norm == "frozen":
+        raise ConfigError(
+            f"model.norm = 'frozen' with a classifier's weights ({config.weights}) would leave the batch norms of the new head "
+            f"({_some(new)}) at identity; use model.norm: train"
         )
 
 
