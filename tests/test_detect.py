@@ -181,6 +181,14 @@ def test_the_scores_are_those_of_pycocotools_in_whatever_order_the_ranks_bring_t
     assert TASK.score(Evidence({}, odd[::-1]), names) == scores
 
 
+def test_images_without_an_object_that_need_be_found_have_no_score() -> None:
+    rows = drawn_rows(3, 2, 1)
+    for row in rows:
+        row["crowd"] = np.ones(len(row["crowd"]), dtype=bool)
+    with pytest.raises(ConfigError, match=r"^not one object that need be found lies in the 3 images, .* eval.test: false"):
+        TASK.score(Evidence({}, tables(rows, [3])), ["a", "b"])
+
+
 def test_scores_of_as_much_as_cocos_validation_set_take_a_minute_at_most() -> None:
     """A twentieth of it: 250 images with 100 detections each of 80 classes."""
     import time

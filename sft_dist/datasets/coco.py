@@ -50,10 +50,7 @@ def load_split(data: Data, name: str, classes: tuple[str, ...]) -> Split:
         raise ConfigError(f"data.root = {data.root!r} has no annotations/instances_test*.json (from {Path.cwd()})")
     if not found:
         return choose_split(load(data), name, classes)
-    pages = _pages(found[0])
-    if problems := boxes.strangers(pages, classes, data, str(found[0])):
-        raise ConfigError(problems)
-    return boxes.split(pages, classes)
+    return boxes.one(_pages(found[0]), classes, data, name, str(found[0]))
 
 
 def _written(root: Path, split: str) -> list[Path]:

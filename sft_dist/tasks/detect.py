@@ -15,6 +15,7 @@ from sft_dist import detector, overlaps
 from sft_dist.config import Data
 from sft_dist.datasets.boxes import Boxes
 from sft_dist.detector import Size, Truths
+from sft_dist.errors import ConfigError
 from sft_dist.overlaps import Found, Objects
 from sft_dist.tally import Evidence
 from sft_dist.tasks.contract import Batch, Losses, Prepare, Sample, Scores, Task
@@ -148,7 +149,7 @@ def score(evidence: Evidence, classes: Sequence[str]) -> Scores:
     """COCO's average precision over all sizes, at most 100 detections of a class in an image; means over the classes that have objects.
 
     recall: the share of the objects that are found, whatever the score, and as the precision a mean over overlaps from 0.50 to 0.95.
-    Of a class without objects all are 0.
+    Of a class without objects all are 0. Raises ConfigError where there is no object at all.
     """
     rows = sorted((row for table in evidence.rows for row in _rows(table)), key=lambda row: row["id"])
     objects = [Objects(row["truth_boxes"], row["truth_labels"], row["crowd"]) for row in rows]
@@ -157,6 +158,11 @@ def score(evidence: Evidence, classes: Sequence[str]) -> Scores:
     support = overlaps.support(objects, numbers).sum(0)
     precision, recall = overlaps.precision_and_recall(overlaps.judge(objects, found, numbers), support)
     there = support > 0
+    if not there.any():
+        raise ConfigError(
+            f"not one object that need be found lies in the {len(rows)} images, so that there is nothing to score; look at their annotations; "
+            "eval.test: false leaves a test split without any out"
+        )
     values = {"val/map": precision[there].mean(), "val/map_50": precision[there, 0].mean(), "val/map_75": precision[there, 5].mean()}
     per_class = {
         name: {"ap": float(at.mean()), "ap_50": float(at[0]), "recall": float(share.mean()), "support": int(count)}
