@@ -84,7 +84,7 @@ def fill(model: nn.Module, state: State, kind: Family, keep_head: bool, source: 
     missing = [name for name in own if name not in usable and not name.endswith("num_batches_tracked")]
     needed = [name for name in missing if keep_head or not name.startswith(is_head)]
     unused = [name for name in state if name not in own]
-    foreign = [name for name in unused if not name.startswith(tuple(layer.split(".")[0] + "." for layer in kind.renewed))]
+    foreign = [name for name in unused if _is_foreign(name, kind)]
     if needed or foreign:
         raise ConfigError(
             f"model.weights = {source!r} does not fit the model: {len(own) - len(missing)} of {len(own)} tensors match; "
@@ -96,6 +96,14 @@ def fill(model: nn.Module, state: State, kind: Family, keep_head: bool, source: 
         f"new: {_some(missing) or 'nothing'}",
         f"not used: {_some(unused) or 'nothing'}",
     ]
+
+
+def _is_foreign(name: str, kind: Family) -> bool:
+    """Whether a tensor that the model does not have is of another model: one of the body, or far from all that is made anew."""
+    if name.startswith(tuple(f"{layer}." for layer in kind.renewed)):
+        return False
+    in_body = kind.body is not None and name.startswith(kind.body[1])
+    return in_body or not name.startswith(tuple(layer.split(".")[0] + "." for layer in kind.renewed))
 
 
 def freeze(model: nn.Module, config: Model) -> None:

@@ -192,6 +192,13 @@ def test_a_classifiers_weights_with_frozen_norms_are_refused_where_the_new_head_
         ours.build(config, ["bar", "disc"])
 
 
+def test_a_deeper_classifiers_weights_are_refused_and_not_cut_off(tmp_path: Path) -> None:
+    torch.save(torchvision.models.get_model("resnet101", weights=None).state_dict(), tmp_path / "classifier.pth")
+    config = detection(model__name="fasterrcnn_resnet50_fpn", model__weights=str(tmp_path / "classifier.pth"))
+    with pytest.raises(ConfigError, match=r"does not fit the model: .*; only in the file: backbone.body.layer3.6.conv1.weight, "):
+        ours.build(config, ["bar", "disc"])
+
+
 def test_the_table_of_detectors_has_these_of_torchvisions() -> None:
     zoo, families = ZOOS["detect"]
     assert [name for name in torchvision.models.list_models(zoo) if name.startswith(tuple(families))] == sorted(NAMES)
