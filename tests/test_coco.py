@@ -88,3 +88,8 @@ def test_one_split_is_read_alone_for_the_classes_of_a_model(tmp_path: Path) -> N
     assert len(datasets.load_split(data(root), "val", ("bar", "disc"))) == 2
     with pytest.raises(ConfigError, match=r"has no annotations/instances_test\*.json"):
         datasets.load_split(data(root), "test", ("bar", "disc"))
+    (root / "annotations" / "instances_val2014.json").write_text("{}")
+    with pytest.raises(
+        ConfigError, match=r"annotations has 2 files for val: instances_val2014.json, instances_val2017.json; leave one there$"
+    ):
+        datasets.load_split(data(root), "val", ("bar", "disc"))

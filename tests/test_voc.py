@@ -160,6 +160,8 @@ def test_missing_folders_and_empty_lists_are_refused_before_anything_is_read(tmp
     )
     with pytest.raises(ConfigError, match=r"val.txt names no image"):
         datasets.check(data(voc(tmp_path, {"train": range(6), "val": []})))
+    with pytest.raises(ConfigError, match=r"trainval.txt names no image"):
+        datasets.check(data(voc(tmp_path, {"trainval": [], "val": range(6)})))
 
 
 @pytest.mark.parametrize("split", ["val", "test"])

@@ -23,10 +23,7 @@ def check(data: Data) -> None:
     files = {name: _written(root, name) for name in ("train", "val", "test")}
     problems = [] if files["train"] else [f"data.root = {data.root!r} has no annotations/instances_train*.json"]
     for name, found in files.items():
-        if len(found) > 1:
-            problems.append(
-                f"{root / 'annotations'} has {len(found)} files for {name}: {', '.join(path.name for path in found)}; leave one there"
-            )
+        problems += _several(name, found)
         problems += [f"{path}: its images should be in {_folder(path)}, which is no folder" for path in found if not _folder(path).is_dir()]
     if problems:
         raise ConfigError(problems)
@@ -50,11 +47,19 @@ def load_split(data: Data, name: str, classes: tuple[str, ...]) -> Split:
         raise ConfigError(f"data.root = {data.root!r} has no annotations/instances_test*.json (from {Path.cwd()})")
     if not found:
         return choose_split(load(data), name, classes)
+    if problems := _several(name, found):
+        raise ConfigError(problems)
     return boxes.one(_pages(found[0]), classes, data, name, str(found[0]))
 
 
 def _written(root: Path, split: str) -> list[Path]:
     return sorted((root / "annotations").glob(f"instances_{split}*.json"))
+
+
+def _several(split: str, found: Sequence[Path]) -> list[str]:
+    if len(found) < 2:
+        return []
+    return [f"{found[0].parent} has {len(found)} files for {split}: {', '.join(path.name for path in found)}; leave one there"]
 
 
 def _folder(written: Path) -> Path:

@@ -26,7 +26,7 @@ def check(data: Data) -> None:
         f"data.root = {data.root!r} has no {name}/ in it" for name in ("JPEGImages", "Annotations") if not (root / name).is_dir()
     ]:
         raise ConfigError(missing)
-    if empty := [f"{_list(root, name)} names no image" for name in ("train", "val", "test") if _listed(root, name) == []]:
+    if empty := [f"{_list(root, name)} names no image" for name in ("train", "trainval", "val", "test") if _listed(root, name) == []]:
         raise ConfigError(empty)
 
 
