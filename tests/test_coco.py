@@ -55,6 +55,8 @@ def damaged(change: Callable[[dict[str, Any]], object], root: Path) -> Path:
         (lambda content: content["annotations"][0].update(bbox=[1, 2, 3]), "is not as COCO has it"),
         (lambda content: content["annotations"][0].update(bbox=[1, 2, "wide", 4]), "is not as COCO has it"),
         (lambda content: content["annotations"][0].update(bbox=[1, 2, float("nan"), 4]), "is not as COCO has it"),
+        (lambda content: content["annotations"][0].update(bbox=[1, 2, 10**400, 4]), "is not as COCO has it"),
+        (lambda content: content["images"][0].update(width=float("inf")), "is not as COCO has it"),
         (lambda content: content["images"][0].update(file_name="../secret.png"), "file_name '../secret.png' leads out of"),
         (lambda content: content["images"][0].update(file_name="/secret.png"), "file_name '/secret.png' leads out of"),
         (lambda content: content["images"][0].update(file_name="999.png"), "names images that are not there: .*999.png"),

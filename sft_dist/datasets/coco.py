@@ -76,7 +76,7 @@ def _pages(written: Path) -> list[Page]:
         for each in content["annotations"]:
             objects[each["image_id"]].append(_object(each, names))
         pages = [_page(written, folder, each, objects[number]) for number, each in photos.items()]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         told = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise ConfigError(
             f"{written} is not as COCO has it ({told}); it needs images, annotations and categories that name each other"

@@ -55,6 +55,7 @@ def prepare(data: Data, training: bool) -> Prepare:
     a good part of some object in it (torchvision's RandomIoUCrop). Boxes are clipped; those of less than a pixel are not learned.
     """
     steps: list[nn.Module] = [v2.ClampBoundingBoxes()]
+    low = 1.0
     if training and data.augment == "resized_crop":
         low, high = (share**0.5 for share in data.crop_scale)  # it draws the shares of width and height, not of the area
         steps += [v2.RandomIoUCrop(low, high), v2.ClampBoundingBoxes()]
@@ -65,7 +66,7 @@ def prepare(data: Data, training: bool) -> Prepare:
 
     def prepared(image: Tensor, truth: Boxes) -> tuple[Tensor, Scene]:
         whole = image.shape[-2], image.shape[-1]
-        _check(truth, whole, data.size)
+        _check(truth, whole, data.size, low)
         learned = [i for i, wanted in enumerate(truth.learned) if wanted]
         known = torch.tensor([truth.boxes[i] for i in learned], dtype=torch.float32).reshape(-1, 4)
         boxes = tv_tensors.BoundingBoxes(known, format="XYXY", canvas_size=whole)
@@ -79,7 +80,8 @@ def prepare(data: Data, training: bool) -> Prepare:
     return prepared
 
 
-def _check(truth: Boxes, whole: Size, size: int) -> None:
+def _check(truth: Boxes, whole: Size, size: int, smallest: float) -> None:
+    """smallest: the share of its sides that a crop may keep, which must be a pixel: RandomIoUCrop divides by it."""
     height, width = whole
     if truth.size is not None and truth.size != (width, height):
         raise ValueError(
@@ -89,6 +91,11 @@ def _check(truth: Boxes, whole: Size, size: int) -> None:
     if size * min(whole) < max(whole):
         raise ValueError(
             f"with {width} x {height} pixels it is too narrow for data.size = {size}: nothing would be left of its shorter side"
+        )
+    if smallest * min(whole) < 1:
+        raise ValueError(
+            f"with {width} x {height} pixels it is too narrow for crops of {smallest:.0%} of its sides; remove it, raise data.crop_scale, "
+            "or use data.augment: none"
         )
 
 
