@@ -51,6 +51,7 @@ def furnish(model: nn.Module, config: Config, classes: Sequence[str], weights: b
         state, source_classes = read(config.model)
         kind = family(config.model.name)
         if body := of_classifier(state, kind):
+            _check_new_norms(model, kind, config.model)
             state, kind, source_classes = body, replace(kind, last=(*kind.heads, *CLASSIFIER_HEADS)), None
         keep = config.model.head == "keep" or (config.model.head == "auto" and source_classes == tuple(classes))
         told = fill(model, state, kind, keep, config.model.weights)
@@ -83,7 +84,7 @@ def fill(model: nn.Module, state: State, kind: Family, keep_head: bool, source: 
     missing = [name for name in own if name not in usable and not name.endswith("num_batches_tracked")]
     needed = [name for name in missing if keep_head or not name.startswith(is_head)]
     unused = [name for name in state if name not in own]
-    foreign = [name for name in unused if not name.startswith(tuple(layer.split(".")[0] + "." for layer in kind.renewed))]
+    foreign = [name for name in unused if _is_foreign(name, kind)]
     if needed or foreign:
         raise ConfigError(
             f"model.weights = {source!r} does not fit the model: {len(own) - len(missing)} of {len(own)} tensors match; "
@@ -95,6 +96,14 @@ def fill(model: nn.Module, state: State, kind: Family, keep_head: bool, source: 
         f"new: {_some(missing) or 'nothing'}",
         f"not used: {_some(unused) or 'nothing'}",
     ]
+
+
+def _is_foreign(name: str, kind: Family) -> bool:
+    """Whether a tensor that the model does not have is of another model: one of the body, or far from all that is made anew."""
+    if name.startswith(tuple(f"{layer}." for layer in kind.renewed)):
+        return False
+    in_body = kind.body is not None and name.startswith(kind.body[1])
+    return in_body or not name.startswith(tuple(layer.split(".")[0] + "." for layer in kind.renewed))
 
 
 def freeze(model: nn.Module, config: Model) -> None:
@@ -179,6 +188,17 @@ def _check_size(model: nn.Module, config: Config) -> None:
     if size != config.data.size:
         raise ConfigError(
             f"data.size = {config.data.size}, but {config.model.name} takes images of {size} pixels only; write data.size: {size}"
+        )
+
+
+def _check_new_norms(model: nn.Module, kind: Family, config: Model) -> None:
+    """A classifier's weights have no statistics for the batch norms of a new head: frozen, these would stay as they were made."""
+    heads = tuple(f"{head}." for head in kind.heads)
+    new = [name for name, module in model.named_modules() if isinstance(module, _BatchNorm) and name.startswith(heads)]
+    if new and config.norm == "frozen":
+        raise ConfigError(
+            f"model.norm = 'frozen' with a classifier's weights ({config.weights}) would leave the batch norms of the new head "
+            f"({_some(new)}) at identity; use model.norm: train"
         )
 
 

@@ -61,6 +61,7 @@ DETECT = """\
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 from safetensors.torch import load_file
@@ -72,7 +73,10 @@ normalised = dict(image_mean={mean}, image_std={std}, min_size=size, max_size=si
 model = get_model({model}, weights=None, weights_backbone=None, num_classes={count} + 1, **normalised).eval()
 model.load_state_dict(load_file(Path(__file__).with_name("model.safetensors")))
 model.transform.size_divisible = size  # images are padded to a square
-image = functional.pil_to_tensor(ImageOps.exif_transpose(Image.open(sys.argv[1])).convert("RGB"))
+image = ImageOps.exif_transpose(Image.open(sys.argv[1]))
+if image.mode.startswith("I"):  # 16 bits of grey, of which the model learned the upper byte; Pillow would clip them
+    image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+image = functional.pil_to_tensor(image.convert("RGB"))
 small = functional.resize(image, None, max_size=size, antialias=True)
 zoom = torch.tensor([image.shape[2] / small.shape[2], image.shape[1] / small.shape[1]] * 2)
 with torch.inference_mode():

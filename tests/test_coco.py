@@ -55,6 +55,8 @@ def damaged(change: Callable[[dict[str, Any]], object], root: Path) -> Path:
         (lambda content: content["annotations"][0].update(bbox=[1, 2, 3]), "is not as COCO has it"),
         (lambda content: content["annotations"][0].update(bbox=[1, 2, "wide", 4]), "is not as COCO has it"),
         (lambda content: content["annotations"][0].update(bbox=[1, 2, float("nan"), 4]), "is not as COCO has it"),
+        (lambda content: content["annotations"][0].update(bbox=[1, 2, 10**400, 4]), "is not as COCO has it"),
+        (lambda content: content["images"][0].update(width=float("inf")), "is not as COCO has it"),
         (lambda content: content["images"][0].update(file_name="../secret.png"), "file_name '../secret.png' leads out of"),
         (lambda content: content["images"][0].update(file_name="/secret.png"), "file_name '/secret.png' leads out of"),
         (lambda content: content["images"][0].update(file_name="999.png"), "names images that are not there: .*999.png"),
@@ -88,3 +90,8 @@ def test_one_split_is_read_alone_for_the_classes_of_a_model(tmp_path: Path) -> N
     assert len(datasets.load_split(data(root), "val", ("bar", "disc"))) == 2
     with pytest.raises(ConfigError, match=r"has no annotations/instances_test\*.json"):
         datasets.load_split(data(root), "test", ("bar", "disc"))
+    (root / "annotations" / "instances_val2014.json").write_text("{}")
+    with pytest.raises(
+        ConfigError, match=r"annotations has 2 files for val: instances_val2014.json, instances_val2017.json; leave one there$"
+    ):
+        datasets.load_split(data(root), "val", ("bar", "disc"))

@@ -88,6 +88,17 @@ def test_an_image_of_another_size_than_its_annotation_says_is_refused() -> None:
         TASK.prepare(data(), False)(picture(2, 200), truth())
 
 
+def test_an_image_too_narrow_to_be_cropped_is_refused_in_training_with_crops_only() -> None:
+    cropped = data(augment="resized_crop", crop_scale=(0.09, 1.0))
+    with pytest.raises(ValueError, match=r"with 40 x 3 pixels it is too narrow for crops of 30% of its sides; .*data.augment: none$"):
+        TASK.prepare(cropped, True)(picture(3, 40), truth((1, 0, 30, 3)))
+    for settings, training in ((cropped, False), (data(), True)):
+        assert TASK.prepare(settings, training)(picture(3, 40), truth((1, 0, 30, 3)))[1].whole == (3, 40)
+    for seed in range(50):
+        torch.manual_seed(seed)
+        assert TASK.prepare(cropped, True)(picture(4, 40), truth((1, 0, 30, 4)))[0].shape == (3, 64, 64)
+
+
 def test_what_cannot_be_read_becomes_an_empty_scene_that_tells_why() -> None:
     image, scene = TASK.prepare(data(), True)(picture(64, 64), truth((1, 2, 30, 40)))
     batch = TASK.collate([Sample(3, image, scene, None, 7), Sample(4, torch.zeros_like(image), None, "unreadable", 8)])
@@ -179,6 +190,14 @@ def test_the_scores_are_those_of_pycocotools_in_whatever_order_the_ranks_bring_t
     agree(found, rows, names)
     odd = tables([*rows[::2], *rows[1::2]], [7, 8, 9, 6])
     assert TASK.score(Evidence({}, odd[::-1]), names) == scores
+
+
+def test_images_without_an_object_that_need_be_found_have_no_score() -> None:
+    rows = drawn_rows(3, 2, 1)
+    for row in rows:
+        row["crowd"] = np.ones(len(row["crowd"]), dtype=bool)
+    with pytest.raises(ConfigError, match=r"^not one object that need be found lies in the 3 images, .* eval.test: false"):
+        TASK.score(Evidence({}, tables(rows, [3])), ["a", "b"])
 
 
 def test_scores_of_as_much_as_cocos_validation_set_take_a_minute_at_most() -> None:

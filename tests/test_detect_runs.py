@@ -2,12 +2,13 @@
 
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from given_boxes import saved, voc
-from ranks import Job, largest_difference, output, rows, run_ranks, start, wait, wait_for_checkpoint
+from ranks import Job, largest_difference, output, rows, run_ranks
 
 pytestmark = pytest.mark.dist
 
@@ -78,11 +79,9 @@ def test_every_image_is_evaluated_once_and_alike(runs: Path, layout: tuple[int, 
 
 def test_a_run_killed_on_two_ranks_goes_on_on_one_as_if_nothing_had_been(runs: Path) -> None:
     folder = runs.parent
-    killed = job(folder, "killed", 3, every="1 step")
-    ranks = start(2, [killed], folder / "killed-log")
-    wait_for_checkpoint(runs / "killed")
-    for rank in ranks:
-        rank.kill()
-    assert set(wait(ranks)) <= {-signal.SIGKILL, 0}
-    assert run_ranks(1, [killed], folder / "resumed-log") == [0], output(folder / "resumed-log", 1)
+    whole = job(folder, "killed", 3, every="1 step")
+    killed = replace(whole, die_at="before pointer", die_step=2)
+    assert run_ranks(2, [killed], folder / "killed-log")[0] == -signal.SIGKILL, output(folder / "killed-log", 2)
+    assert run_ranks(1, [whole], folder / "resumed-log") == [0], output(folder / "resumed-log", 1)
+    assert "resumed at step 2" in output(folder / "resumed-log", 1)
     assert largest_difference(rows(runs / "ddp-1x5"), rows(runs / "killed")) < 1e-9

@@ -12,6 +12,7 @@ from given_boxes import detector, saved
 from sft_dist import detector as ours
 from sft_dist import models
 from sft_dist.detector import Detector, Truths
+from sft_dist.errors import ConfigError
 from sft_dist.families import ZOOS, family
 
 SIDE = 96
@@ -171,17 +172,34 @@ def test_the_head_is_both_stages_and_the_pyramid_and_stages_of_the_body_come_wit
     )
 
 
-@pytest.mark.parametrize(("name", "classifier"), [(NAMES[0], "mobilenet_v3_large"), (NAMES[3], "resnet50")])
-def test_a_classifiers_weights_become_the_body(name: str, classifier: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "classifier", "norm"),
+    [(NAMES[0], "mobilenet_v3_large", "frozen"), (NAMES[2], "resnet50", "frozen"), (NAMES[3], "resnet50", "train")],
+)
+def test_a_classifiers_weights_become_the_body(name: str, classifier: str, norm: str, tmp_path: Path) -> None:
     source = torchvision.models.get_model(classifier, weights=None, num_classes=10)
     torch.save(source.state_dict(), tmp_path / "classifier.pth")
     model, told = ours.build(
-        detection(model__name=name, model__weights=str(tmp_path / "classifier.pth"), model__norm="frozen"), ["bar", "disc"]
+        detection(model__name=name, model__weights=str(tmp_path / "classifier.pth"), model__norm=norm), ["bar", "disc"]
     )
     body = source.features if hasattr(source, "features") else source
     own = model.backbone.body.state_dict()
     assert all(torch.equal(tensor, body.state_dict()[key]) for key, tensor in own.items())
     assert told[2].startswith("not used: classifier.0.weight" if "mobile" in name else "not used: fc.weight")
+
+
+def test_a_classifiers_weights_with_frozen_norms_are_refused_where_the_new_head_has_norms(tmp_path: Path) -> None:
+    torch.save(torchvision.models.get_model("resnet50", weights=None).state_dict(), tmp_path / "classifier.pth")
+    config = detection(model__name="fasterrcnn_resnet50_fpn_v2", model__weights=str(tmp_path / "classifier.pth"), model__norm="frozen")
+    with pytest.raises(ConfigError, match=r"the new head \(backbone.fpn.inner_blocks.0.1, .*\) at identity; use model.norm: train$"):
+        ours.build(config, ["bar", "disc"])
+
+
+def test_a_deeper_classifiers_weights_are_refused_and_not_cut_off(tmp_path: Path) -> None:
+    torch.save(torchvision.models.get_model("resnet101", weights=None).state_dict(), tmp_path / "classifier.pth")
+    config = detection(model__name="fasterrcnn_resnet50_fpn", model__weights=str(tmp_path / "classifier.pth"))
+    with pytest.raises(ConfigError, match=r"does not fit the model: .*; only in the file: backbone.body.layer3.6.conv1.weight, "):
+        ours.build(config, ["bar", "disc"])
 
 
 def test_the_table_of_detectors_has_these_of_torchvisions() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from given import a_config
+from given_boxes import saved
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -21,6 +22,7 @@ from torch.nn import functional
 from sft_dist import archive, manifest, models, parse, rundir, transforms
 from sft_dist.config import Config
 from sft_dist.datasets import images, masks
+from sft_dist.datasets.boxes import Boxes
 from sft_dist.errors import ConfigError
 from sft_dist.export import export, preprocessing
 from sft_dist.rundir import RunDir
@@ -217,3 +219,24 @@ def test_an_exported_network_for_masks_answers_as_ours_does_and_writes_them(
     told = [line.rsplit(" ", 1) for line in capsys.readouterr().out.splitlines()]
     assert [name for name, _ in told] == list(CLASSES)
     assert sum(float(share) for _, share in told) == pytest.approx(1, abs=2e-4)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_an_exported_detector_finds_what_ours_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits: int) -> None:
+    """In a square, which is not padded: our padding is rounded to a colour, and a random network's answers hang on less than that."""
+    photo, pixels = tmp_path / "photo.png", load_sample_image("china.jpg")[:400, :400]
+    Image.fromarray(pixels if bits == 8 else pixels[..., 1].astype(np.uint16) * 257).save(photo)
+    weights = saved(tmp_path / "random.safetensors", classes=len(CLASSES))
+    keys = {"task": "detect", "data__name": "voc", "model__weights": str(weights), "model__head": "keep"}
+    run, config = made(tmp_path, "fasterrcnn_mobilenet_v3_large_320_fpn", **keys)
+    export(run, "best")
+    model, _ = TASKS["detect"].build(config, CLASSES, weights=False)
+    model.load_state_dict(dict(archive.weights(run.checkpoints / "step-00000400")))
+    seen, scene = TASKS["detect"].prepare(config.data, False)(images.read(photo), Boxes((), (), (), (), None))
+    with torch.inference_mode():
+        [expected] = model.eval()(seen[None], sizes=[scene.size])
+    monkeypatch.setattr(sys, "argv", ["predict.py", str(photo)])
+    found = runpy.run_path(str(run.path / "export" / "predict.py"))["found"]
+    assert len(expected["boxes"]) > 10
+    for name in ("boxes", "scores", "labels"):
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-3)

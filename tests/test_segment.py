@@ -302,6 +302,19 @@ def test_a_classifier_s_weights_fill_the_backbone(name: str, classifier: str, tm
         models.furnish(models.network(config, 3), config_of(model__name=name, model__weights=saved(tmp_path, other)), CLASSES, True)
 
 
+@pytest.mark.parametrize(
+    ("name", "first"), [("lraspp_mobilenet_v3_large", "classifier.cbr.1"), ("fcn_resnet50", "classifier.1, aux_classifier.1")]
+)
+def test_a_classifier_s_weights_with_frozen_norms_are_refused_for_the_new_head_would_never_learn_its_statistics(
+    name: str, first: str, tmp_path: Path
+) -> None:
+    theirs = torchvision.models.get_model("resnet50" if "resnet50" in name else "mobilenet_v3_large", weights=None)
+    config = config_of(model__name=name, model__weights=saved(tmp_path, theirs), model__norm="frozen")
+    told = rf"would leave the batch norms of the new head \({first}\) at identity; use model.norm: train$"
+    with pytest.raises(ConfigError, match=told):
+        models.furnish(models.network(config, 3), config, CLASSES, True)
+
+
 def test_a_plan_counts_a_network_without_building_or_fetching_it() -> None:
     counts = models.on_paper(config_of(model__name="deeplabv3_resnet50"), 21)
     assert counts["parameters"] == counts["trained"] == 42_004_074  # as torchvision documents it for COCO_WITH_VOC_LABELS_V1

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from given_boxes import drawn, voc, xml
+from given_boxes import Box, drawn, voc, xml
 from PIL import Image
 
 from sft_dist import datasets
@@ -160,6 +160,22 @@ def test_missing_folders_and_empty_lists_are_refused_before_anything_is_read(tmp
     )
     with pytest.raises(ConfigError, match=r"val.txt names no image"):
         datasets.check(data(voc(tmp_path, {"train": range(6), "val": []})))
+    with pytest.raises(ConfigError, match=r"trainval.txt names no image"):
+        datasets.check(data(voc(tmp_path, {"trainval": [], "val": range(6)})))
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+@pytest.mark.parametrize("boxes", [[], [("bar", 1, 1, 9, 9)]], ids=["none", "difficult"])
+def test_a_split_in_which_nothing_need_be_found_is_refused_by_name_before_anything_is_learned(
+    boxes: list[Box], split: str, tmp_path: Path
+) -> None:
+    voc(tmp_path, {"train": range(6), "val": [6, 7], "test": [8, 10], split: [11]})
+    write(tmp_path, "011", xml((96, 72), boxes, difficult=[0]))
+    told = rf"the {split} split has 1 images, and not one object in them that need be found"
+    with pytest.raises(ConfigError, match=told):
+        datasets.load(data(tmp_path))
+    with pytest.raises(ConfigError, match=told):
+        datasets.load_split(data(tmp_path), split, ("bar", "disc"))
 
 
 def test_one_split_is_read_alone_for_the_classes_of_a_model(tmp_path: Path) -> None:

@@ -69,9 +69,18 @@ def gather(train: Sequence[Page], val: Sequence[Page] | None, test: Sequence[Pag
         raise ConfigError(problems)
     of_val, of_test = (None if pages is None else split(pages, classes) for pages in (val, test))
     splits = draw_splits(split(train, classes), of_val, of_test, classes, data)
-    if len(splits.val) and not any(splits.val.marks):
-        raise ConfigError(f"data.root = {data.root!r}: there is not one object in the {len(splits.val)} validation images")
+    scored = (("val", splits.val), ("test", splits.test))
+    if problems := [problem for name, each in scored if each is not None for problem in nothing_to_find(each, data, name)]:
+        raise ConfigError(problems)
     return replace(splits, remarks=remarks([*train, *(val or ()), *(test or ())], classes))
+
+
+def one(pages: Sequence[Page], classes: Sequence[str], data: Data, name: str, where: str) -> Split:
+    """A split by itself, to score a model of these classes on it. Raises ConfigError for other classes, and where there is nothing to find."""
+    found = split(pages, classes)
+    if problems := strangers(pages, classes, data, where) or nothing_to_find(found, data, name):
+        raise ConfigError(problems)
+    return found
 
 
 def split(pages: Sequence[Page], classes: Sequence[str]) -> Split:
@@ -95,6 +104,14 @@ def strangers(pages: Sequence[Page], classes: Sequence[str], data: Data, where: 
     if not extra or data.classes is not None:
         return []
     return [f"{where} has objects of classes that training does not have: {some(extra)}; choose with data.classes"]
+
+
+def nothing_to_find(split: Split, data: Data, name: str) -> list[str]:
+    """What there is against scoring a split that has images, but no object that need be found."""
+    if not len(split) or any(not crowd for i in range(len(split)) for crowd in split.target(i).crowd):
+        return []
+    told = f"data.root = {data.root!r}: the {name} split has {len(split)} images, and not one object in them that need be found"
+    return [f"{told} (crowds and difficult ones need not be), so that there is nothing to score; annotate it, or take it away"]
 
 
 def remarks(pages: Sequence[Page], classes: Sequence[str]) -> tuple[str, ...]:

@@ -23,10 +23,7 @@ def check(data: Data) -> None:
     files = {name: _written(root, name) for name in ("train", "val", "test")}
     problems = [] if files["train"] else [f"data.root = {data.root!r} has no annotations/instances_train*.json"]
     for name, found in files.items():
-        if len(found) > 1:
-            problems.append(
-                f"{root / 'annotations'} has {len(found)} files for {name}: {', '.join(path.name for path in found)}; leave one there"
-            )
+        problems += _several(name, found)
         problems += [f"{path}: its images should be in {_folder(path)}, which is no folder" for path in found if not _folder(path).is_dir()]
     if problems:
         raise ConfigError(problems)
@@ -50,14 +47,19 @@ def load_split(data: Data, name: str, classes: tuple[str, ...]) -> Split:
         raise ConfigError(f"data.root = {data.root!r} has no annotations/instances_test*.json (from {Path.cwd()})")
     if not found:
         return choose_split(load(data), name, classes)
-    pages = _pages(found[0])
-    if problems := boxes.strangers(pages, classes, data, str(found[0])):
+    if problems := _several(name, found):
         raise ConfigError(problems)
-    return boxes.split(pages, classes)
+    return boxes.one(_pages(found[0]), classes, data, name, str(found[0]))
 
 
 def _written(root: Path, split: str) -> list[Path]:
     return sorted((root / "annotations").glob(f"instances_{split}*.json"))
+
+
+def _several(split: str, found: Sequence[Path]) -> list[str]:
+    if len(found) < 2:
+        return []
+    return [f"{found[0].parent} has {len(found)} files for {split}: {', '.join(path.name for path in found)}; leave one there"]
 
 
 def _folder(written: Path) -> Path:
@@ -74,7 +76,7 @@ def _pages(written: Path) -> list[Page]:
         for each in content["annotations"]:
             objects[each["image_id"]].append(_object(each, names))
         pages = [_page(written, folder, each, objects[number]) for number, each in photos.items()]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         told = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise ConfigError(
             f"{written} is not as COCO has it ({told}); it needs images, annotations and categories that name each other"

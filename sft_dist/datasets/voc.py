@@ -26,7 +26,7 @@ def check(data: Data) -> None:
         f"data.root = {data.root!r} has no {name}/ in it" for name in ("JPEGImages", "Annotations") if not (root / name).is_dir()
     ]:
         raise ConfigError(missing)
-    if empty := [f"{_list(root, name)} names no image" for name in ("train", "val", "test") if _listed(root, name) == []]:
+    if empty := [f"{_list(root, name)} names no image" for name in ("train", "trainval", "val", "test") if _listed(root, name) == []]:
         raise ConfigError(empty)
 
 
@@ -61,10 +61,7 @@ def load_split(data: Data, name: str, classes: tuple[str, ...]) -> Split:
         raise ConfigError(f"data.root = {data.root!r} has no {_list(root, name).relative_to(root)} (from {Path.cwd()})")
     if names is None:
         return choose_split(load(data), name, classes)
-    pages = _pages(root, names, _photos(root))
-    if problems := boxes.strangers(pages, classes, data, str(_list(root, name))):
-        raise ConfigError(problems)
-    return boxes.split(pages, classes)
+    return boxes.one(_pages(root, names, _photos(root)), classes, data, name, str(_list(root, name)))
 
 
 def read(path: Path) -> tuple[tuple[int, int] | None, tuple[Object, ...]]:

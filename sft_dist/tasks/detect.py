@@ -15,6 +15,7 @@ from sft_dist import detector, overlaps
 from sft_dist.config import Data
 from sft_dist.datasets.boxes import Boxes
 from sft_dist.detector import Size, Truths
+from sft_dist.errors import ConfigError
 from sft_dist.overlaps import Found, Objects
 from sft_dist.tally import Evidence
 from sft_dist.tasks.contract import Batch, Losses, Prepare, Sample, Scores, Task
@@ -54,6 +55,7 @@ def prepare(data: Data, training: bool) -> Prepare:
     a good part of some object in it (torchvision's RandomIoUCrop). Boxes are clipped; those of less than a pixel are not learned.
     """
     steps: list[nn.Module] = [v2.ClampBoundingBoxes()]
+    low = 1.0
     if training and data.augment == "resized_crop":
         low, high = (share**0.5 for share in data.crop_scale)  # it draws the shares of width and height, not of the area
         steps += [v2.RandomIoUCrop(low, high), v2.ClampBoundingBoxes()]
@@ -64,7 +66,7 @@ def prepare(data: Data, training: bool) -> Prepare:
 
     def prepared(image: Tensor, truth: Boxes) -> tuple[Tensor, Scene]:
         whole = image.shape[-2], image.shape[-1]
-        _check(truth, whole, data.size)
+        _check(truth, whole, data.size, low)
         learned = [i for i, wanted in enumerate(truth.learned) if wanted]
         known = torch.tensor([truth.boxes[i] for i in learned], dtype=torch.float32).reshape(-1, 4)
         boxes = tv_tensors.BoundingBoxes(known, format="XYXY", canvas_size=whole)
@@ -78,7 +80,8 @@ def prepare(data: Data, training: bool) -> Prepare:
     return prepared
 
 
-def _check(truth: Boxes, whole: Size, size: int) -> None:
+def _check(truth: Boxes, whole: Size, size: int, smallest: float) -> None:
+    """smallest: the share of its sides that a crop may keep, which must be a pixel: RandomIoUCrop divides by it."""
     height, width = whole
     if truth.size is not None and truth.size != (width, height):
         raise ValueError(
@@ -88,6 +91,11 @@ def _check(truth: Boxes, whole: Size, size: int) -> None:
     if size * min(whole) < max(whole):
         raise ValueError(
             f"with {width} x {height} pixels it is too narrow for data.size = {size}: nothing would be left of its shorter side"
+        )
+    if smallest * min(whole) < 1:
+        raise ValueError(
+            f"with {width} x {height} pixels it is too narrow for crops of {smallest:.0%} of its sides; remove it, raise data.crop_scale, "
+            "or use data.augment: none"
         )
 
 
@@ -148,7 +156,7 @@ def score(evidence: Evidence, classes: Sequence[str]) -> Scores:
     """COCO's average precision over all sizes, at most 100 detections of a class in an image; means over the classes that have objects.
 
     recall: the share of the objects that are found, whatever the score, and as the precision a mean over overlaps from 0.50 to 0.95.
-    Of a class without objects all are 0.
+    Of a class without objects all are 0. Raises ConfigError where there is no object at all.
     """
     rows = sorted((row for table in evidence.rows for row in _rows(table)), key=lambda row: row["id"])
     objects = [Objects(row["truth_boxes"], row["truth_labels"], row["crowd"]) for row in rows]
@@ -157,6 +165,11 @@ def score(evidence: Evidence, classes: Sequence[str]) -> Scores:
     support = overlaps.support(objects, numbers).sum(0)
     precision, recall = overlaps.precision_and_recall(overlaps.judge(objects, found, numbers), support)
     there = support > 0
+    if not there.any():
+        raise ConfigError(
+            f"not one object that need be found lies in the {len(rows)} images, so that there is nothing to score; look at their annotations; "
+            "eval.test: false leaves a test split without any out"
+        )
     values = {"val/map": precision[there].mean(), "val/map_50": precision[there, 0].mean(), "val/map_75": precision[there, 5].mean()}
     per_class = {
         name: {"ap": float(at.mean()), "ap_50": float(at[0]), "recall": float(share.mean()), "support": int(count)}
