@@ -1,6 +1,7 @@
 """The page of a run of segmentation and of detection: its numbers are those of scikit-learn and pycocotools, its pictures have boxes in their places."""
 
 import base64
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -166,3 +167,12 @@ def test_a_run_with_damaged_predictions_has_a_page_too(tmp_path: Path, make: str
     (run / FILE).write_text(content)
     told = cells(drawn(run))
     assert "no predictions of step 4" in told and "Predictions over truth" not in told
+
+
+def test_a_detector_whose_last_evaluation_is_the_best_may_still_gain(tmp_path: Path) -> None:
+    """It has no validation loss that could say so."""
+    run = a_boxed(tmp_path)
+    assert "longer training may still gain" not in cells(drawn(run))  # after one evaluation
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 2, "kind": "eval", "samples": 64, "val/map": 0.1, "val/map_50": 0.2, "val/map_75": 0.1}) + "\n")
+    assert "The last evaluation is the best: longer training may still gain." in cells(drawn(run))
