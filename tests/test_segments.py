@@ -32,13 +32,24 @@ class Half(nn.Module):
         return {"out": logits}
 
 
-def drawn(run: Path, truth: np.ndarray[Any, Any], classes: tuple[str, ...], model: nn.Module) -> tuple[Mask, dict[str, Any]]:
-    """What is shown of one light image of 40 x 80 pixels, and its pictures."""
+def scene_of(run: Path, truth: np.ndarray[Any, Any], classes: tuple[str, ...], model: nn.Module) -> Scene:
+    """One light image of 40 x 80 pixels."""
     (run / "report").mkdir()
-    split = Split(["val/images/0.png"], (), lambda _: torch.full((3, 40, 80), 200, dtype=torch.uint8), lambda _: torch.from_numpy(truth))
+
+    def read(_: int) -> torch.Tensor:
+        if truth.size == 0:
+            raise ValueError("it is cut short")
+        return torch.full((3, 40, 80), 200, dtype=torch.uint8)
+
+    split = Split(["val/images/0.png"], (), read, lambda _: torch.from_numpy(truth))
     config: Any = type("C", (), {"data": Data(name="masks", size=16), "task": "segment", "train": type("T", (), {"seed": 0})})
     looked = study(reading.read(run), "best")
-    [mask] = segments.drawn(Scene(config, run, classes, Splits(split, split, None, classes), looked, None, model, frozenset()))["masks"]
+    return Scene(config, run, classes, Splits(split, split, None, classes), looked, None, model, frozenset())
+
+
+def drawn(run: Path, truth: np.ndarray[Any, Any], classes: tuple[str, ...], model: nn.Module) -> tuple[Mask, dict[str, Any]]:
+    """What is shown of the image, and its pictures."""
+    [mask] = segments.drawn(scene_of(run, truth, classes, model))["masks"]
     pictures = {"truth": mask.truth, "said": mask.said}
     return mask, {which: np.asarray(Image.open(run / "report" / name)).astype(int) for which, name in pictures.items()}
 
@@ -78,3 +89,11 @@ def test_of_more_classes_than_colours_those_of_an_image_have_colours_of_their_ow
         ("said", (5, 60), first),
     ):
         assert np.abs(seen[which][place] - colour).max() < 16, (which, place)
+
+
+def test_an_image_that_cannot_be_read_is_named_with_the_reason(tmp_path: Path) -> None:
+    run = a_masked_run(tmp_path / "run", [np.zeros((40, 80), dtype=np.int16)], [np.zeros((40, 80), dtype=np.int16)], ("road", "tree"))
+    shown = segments.drawn(scene_of(run, np.empty((0, 0), dtype=np.int16), ("road", "tree"), Half(1, 2)))
+    assert shown == {
+        "masks": (), "told": ("no masks of an image: data: unreadable sample val/images/0.png: it is cut short",),
+    }  # fmt: skip

@@ -29,12 +29,13 @@ Numbers = NDArray[np.int64]
 
 def drawn(scene: Scene) -> dict[str, Any]:
     """The images that the page shows, with both masks over them at the size of the file."""
-    split, found = scene.splits.val, []
+    split, found, told = scene.splits.val, [], []
     places = {name: i for i, name in enumerate(split.names)}
     samples = samples_of(scene, split)
     for number, one in enumerate(one for one in overlay.chosen(scene.looked) if one.id in places):
         sample = samples[Pick(0, places[one.id])]
         if sample.problem:
+            told.append(f"no masks of an image: {sample.problem}")
             continue
         with torch.no_grad():
             logits = scene.after(sample.image[None])["out"]
@@ -49,7 +50,7 @@ def drawn(scene: Scene) -> dict[str, Any]:
         ]
         patches = _patches(table, scene.classes, shades)
         found.append(Mask(id=one.id, iou=one.share, plain=pictures[0], truth=pictures[1], said=pictures[2], patches=patches))
-    return {"masks": tuple(found)}
+    return {"masks": tuple(found), "told": tuple(told)}
 
 
 def _shades(table: Numbers) -> Numbers:
