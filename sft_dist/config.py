@@ -186,7 +186,7 @@ class Track(Section):
     limit_s: Annotated[int, Field(ge=1, le=240, strict=True)] = 30
     """Seconds that the end of a run waits, at most, for W&B to take the rest."""
     predictions: Annotated[int, Field(ge=0, le=10_000)] = 100
-    """Rows of the table of predictions that W&B gets at the end: wrong answers first, of them the surest, then right ones, the least sure first. 0 sends none, and no sample's name."""
+    """Rows of the table of predictions that W&B gets at the end: of `classify` wrong answers first, of them the surest, then right ones, the least sure first; of `segment` and `detect` the images with the lowest IoU or F1. 0 sends none, and no sample's name."""
     artifact: Literal["none", "export"] = "none"
     """`export` also sends W&B, at the end, the best checkpoint as an artifact of type model: one file of weights and what goes with it, as `sft-dist ckpt export` writes them."""
     csv: StrictBool = False
@@ -201,7 +201,7 @@ class Track(Section):
 
 class Report(Section):
     write: Literal["none", "page", "look"] = "page"
-    """What the end of a finished run writes: `page` is report.html, from the run's own files; `look` first loads data and model again, on the CPU, for class balance, augmented samples, weight change, Grad-CAM and the embedding; `sft-dist report` does both later."""
+    """What the end of a finished run writes: `page` is report.html, from the run's own files; `look` first loads data and model again, on the CPU, for augmented samples and weight change; of `classify` also for class balance, Grad-CAM and the embedding, of `segment` for the masks; `sft-dist report` does both later."""
     limit_s: Count = 120
     """Seconds that the end of a run waits, at most, for its report."""
 

@@ -12,6 +12,7 @@ from typing import IO, Any
 from sft_dist import parse, redact
 from sft_dist.config import Track
 from sft_dist.errors import ConfigError
+from sft_dist.kinds import SCORES
 from sft_dist.progress import HEADLINES
 from sft_dist.rundir import RunDir, read_rows
 
@@ -102,8 +103,8 @@ def _summaries(config: Mapping[str, Any]) -> Iterator[Any]:
     make: Any = summary  # without types
     plain = {key: value if isinstance(value, int | float) else str(value) for key, value in config.items()}
     yield make.text("config", "\n".join(["| key | value |", "|---|---|", *(f"| {key} | {value} |" for key, value in plain.items())]))
-    headline, _ = HEADLINES.get(str(config.get("task")), HEADLINES["classify"])
-    yield from make.hparams(plain, {headline: 0, "val/loss": 0})
+    task = named if (named := str(config.get("task"))) in HEADLINES else "classify"
+    yield from make.hparams(plain, {name: 0 for name in (HEADLINES[task][0], "val/loss") if name in SCORES[task]})
 
 
 def _is_shown(name: str, value: object) -> bool:

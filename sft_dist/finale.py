@@ -16,11 +16,15 @@ from sft_dist.errors import InfrastructureError
 from sft_dist.rundir import RunDir
 
 if TYPE_CHECKING:
-    from sft_dist.history.records import Boxes, Masks, Predictions
+    from sft_dist.history.records import Box, Boxes, Masks, Predictions
 
 WEIGHTS = ".safetensors"
+SURE = 0.5  # the score from which a detection counts in a table
 LONGEST_NAME = 128  # that W&B takes for an artifact
 OF_A_RANK = ("SFT_PULSE", "SFT_ATTEMPT", "SFT_AGENT", "TORCHELASTIC_ERROR_FILE")  # where it tells what it does, and what it dies of
+
+Row = tuple[str, tuple[float, ...]]
+"""A sample's id, and the numbers of its other columns."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Finale:
 
     classes: their names, by number. truths, guesses: a number for each sample, where it has one. columns, samples: a table of samples, the
     worst first: of classes those that are wrong, of them the surest, then of those that are right the least sure; of masks those of the
-    lowest IoU; of boxes those with the most objects that have no detection to go with them.
+    lowest IoU; of boxes those of the lowest F1, of which those with the most mistakes.
     """
 
     classes: Sequence[str] = ()
@@ -55,8 +59,7 @@ def look(run: RunDir, most: int, secrets: Collection[str]) -> Finale:
     if isinstance(said, Predictions):
         return _of_labels(said, record.classes, most, clean)
     columns, rows = _of_masks(said) if isinstance(said, Masks) else _of_boxes(said)
-    worst = sorted(zip(said.ids, rows, strict=True), key=lambda one: one[1])[:most]
-    return Finale(columns=columns, samples=[(clean(name), *row) for name, row in worst])
+    return Finale(columns=columns, samples=[(clean(name), *row) for name, row in rows[:most]])
 
 
 def _of_labels(said: "Predictions", named: Sequence[str], most: int, clean: Callable[[str], str]) -> Finale:
@@ -68,22 +71,41 @@ def _of_labels(said: "Predictions", named: Sequence[str], most: int, clean: Call
     return Finale(classes, said.truths, said.guesses, samples=samples)
 
 
-def _of_masks(said: "Masks") -> tuple[Sequence[str], list[tuple[float, ...]]]:
-    """The mean IoU over the classes that are in an image, and the share of its pixels that are said rightly."""
-    rows: list[tuple[float, ...]] = []
-    for right, guessed, there in zip(said.right, said.said, said.there, strict=True):
-        shares = [r / (g + t - r) for r, g, t in zip(right, guessed, there, strict=True) if t]
-        rows.append((sum(shares) / max(1, len(shares)), sum(right) / max(1, sum(there))))
-    return ("id", "iou", "pixel_accuracy"), rows
+def _of_masks(said: "Masks") -> tuple[Sequence[str], list[Row]]:
+    """The mean IoU over the classes that are in an image, and the share of its pixels that are said rightly; an image without a class has neither."""
+    rows: list[Row] = []
+    for sample, right, guessed, there in zip(said.ids, said.right, said.said, said.there, strict=True):
+        if shares := [r / (g + t - r) for r, g, t in zip(right, guessed, there, strict=True) if t]:
+            rows.append((sample, (sum(shares) / len(shares), sum(right) / sum(there))))
+    return ("id", "iou", "pixel_accuracy"), sorted(rows, key=lambda row: row[1])
 
 
-def _of_boxes(said: "Boxes") -> tuple[Sequence[str], list[tuple[float, ...]]]:
-    """How many detections have a score of a half or more, less how many objects are there; both; and the highest score."""
-    rows: list[tuple[float, ...]] = []
+def _of_boxes(said: "Boxes") -> tuple[Sequence[str], list[Row]]:
+    """F1 of the detections with a score of a half or more, at an overlap of a half; the objects that they find and miss, and those that are none."""
+    import numpy as np
+
+    from sft_dist import overlaps
+
+    def boxes(named: Sequence["Box"]) -> overlaps.Numbers:
+        return np.array(named, dtype=float).reshape(-1, 4)
+
+    there, those = [], []
     for one in said.images:
-        objects, sure = one.crowd.count(False), sum(score >= 0.5 for score in one.scores)
-        rows.append((sure - objects, objects, sure, max(one.scores, default=0.0)))
-    return ("id", "detections_less_objects", "objects", "detections", "highest_score"), rows
+        there.append(overlaps.Objects(boxes(one.truth_boxes), np.array(one.truth_labels, int), np.array(one.crowd, bool)))
+        sure = np.array(one.scores, float) >= SURE  # a detection never depends on those with less
+        those.append(overlaps.Found(boxes(one.boxes)[sure], np.array(one.labels, int)[sure], np.array(one.scores, float)[sure]))
+    classes = np.array(sorted({label for one in said.images for label in (*one.labels, *one.truth_labels)}), int)
+    judged = overlaps.judge(there, those, classes)
+    right, wrong = (
+        np.bincount(judged.images[judged.verdicts[:, 0] == verdict], minlength=len(there)).tolist()
+        for verdict in (overlaps.RIGHT, overlaps.WRONG)
+    )
+    rows: list[Row] = []
+    for sample, each, found, false in zip(said.ids, there, right, wrong, strict=True):
+        objects = int(each.single.sum())
+        share = 2 * found / (found + false + objects) if found + false + objects else 1.0
+        rows.append((sample, (share, objects, found, objects - found, false)))
+    return ("id", "f1", "objects", "found", "missed", "false"), sorted(rows, key=lambda row: (row[1][0], -row[1][3] - row[1][4]))
 
 
 def export(run: RunDir, to: Path, limit_s: float) -> None:

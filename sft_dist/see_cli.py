@@ -63,7 +63,9 @@ def compare_command(runs: tuple[str, ...], baseline: tuple[str, ...], out: Path,
 @click.argument("run_folder", type=click.Path(path_type=Path), metavar="RUN")
 @click.option("--at", type=click.Choice(["best", "last"]), default="best", show_default=True, help="Which evaluation is shown.")
 @click.option(
-    "--look", is_flag=True, help="Load data and model, and look into them again: for class balance, Grad-CAM, embedding, weight change."
+    "--look",
+    is_flag=True,
+    help="Load data and model, and look into them again: for augmented samples, weight change, and by task Grad-CAM, embedding, masks.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="The file to write; by default RUN/report.html.")
 def report_command(run_folder: Path, at: str, look: bool, out: Path | None) -> None:

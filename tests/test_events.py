@@ -13,6 +13,7 @@ import pytest
 from given import a_config
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from sft_dist import events, parse, rundir
 from sft_dist.errors import ConfigError
@@ -104,6 +105,16 @@ def test_the_config_is_a_text_and_a_row_of_hyperparameters_without_a_secret(tmp_
     assert b"optim.lr" in read.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     [file] = (run.path / "tensorboard").iterdir()
     assert b"canary1" not in file.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("task", "scores"), [("classify", ["val/top1", "val/loss"]), ("segment", ["val/miou", "val/loss"]), ("detect", ["val/map"])]
+)
+def test_runs_are_judged_by_scores_that_their_kind_of_work_has(tmp_path: Path, task: str, scores: list[str]) -> None:
+    run = a_run(tmp_path, task=task)
+    attempt(run, a_row(1))
+    content = HParamsPluginData.FromString(seen(run).SummaryMetadata("_hparams_/experiment").plugin_data.content)
+    assert [info.name.tag for info in content.experiment.metric_infos] == scores
 
 
 @contextmanager

@@ -105,5 +105,30 @@ def test_of_masks_and_boxes_the_worst_images_come_first(tmp_path: Path) -> None:
     scene = [Objects(box, np.array([0])), Objects(two, np.array([0, 1]))]
     run = a_boxed_run(tmp_path / "boxes", scene, [Found(box, np.array([0]), np.array([0.9]))] * 2)
     found = finale.look(RunDir(run), 9, [])
-    assert found.columns == ("id", "detections_less_objects", "objects", "detections", "highest_score")
-    assert found.samples == [("JPEGImages/1.jpg", -1, 2, 1, 0.9), ("JPEGImages/0.jpg", 0, 1, 1, 0.9)]
+    assert found.columns == ("id", "f1", "objects", "found", "missed", "false")
+    assert found.samples == [("JPEGImages/1.jpg", pytest.approx(2 / 3), 2, 1, 1, 0), ("JPEGImages/0.jpg", 1.0, 1, 1, 0, 0)]
+
+
+def test_of_boxes_a_detection_counts_by_place_class_and_score_and_not_by_number(tmp_path: Path) -> None:
+    """Five images with as many sure detections as objects, but the last, where nothing is and nothing is said."""
+    here, there = np.array([[0.0, 0, 9, 9]]), np.array([[50.0, 50, 59, 59]])
+    red, no_boxes = np.array([0]), np.empty((0, 4))
+    both, crowd = np.concatenate([here, there]), np.array([True])
+    scene = [
+        Objects(here, red), Objects(here, red), Objects(both, np.array([0, 1])), Objects(here, red, crowd), Objects(no_boxes, np.array([], int)),
+    ]  # fmt: skip
+    found = [
+        Found(there, red, np.array([0.9])), Found(here, red, np.array([0.4])), Found(both, np.array([1, 0]), np.array([0.9, 0.8])),
+        Found(here, red, np.array([0.9])), Found(no_boxes, np.array([], int), np.array([])),
+    ]  # fmt: skip
+    samples = finale.look(RunDir(a_boxed_run(tmp_path / "boxes", scene, found)), 9, []).samples
+    assert samples == [
+        ("JPEGImages/2.jpg", 0.0, 2, 0, 2, 2), ("JPEGImages/0.jpg", 0.0, 1, 0, 1, 1), ("JPEGImages/1.jpg", 0.0, 1, 0, 1, 0),
+        ("JPEGImages/3.jpg", 1.0, 0, 0, 0, 0), ("JPEGImages/4.jpg", 1.0, 0, 0, 0, 0),
+    ]  # fmt: skip
+
+
+def test_an_image_in_which_no_pixel_has_a_class_is_in_no_table(tmp_path: Path) -> None:
+    truths = [np.array([[0, 0, 1, 1]]), np.array([[255, 255, 255, 255]])]
+    run = a_masked_run(tmp_path / "masks", truths, [np.array([[0, 0, 1, 0]])] * 2, ("road", "tree"))
+    assert [row[0] for row in finale.look(RunDir(run), 9, []).samples] == ["val/images/0.png"]

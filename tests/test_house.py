@@ -19,7 +19,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 FLOORS = (
     "errors units redact config parse plan kinds variables refuse schema schedule tally manifest rundir revision scaling progress signals timeline pulse attempts "
     "locks inventory notice history steps",
-    "datasets finale events session remote mirror preflight transforms archive weights blocks families models overlaps detector optim tasks loading",
+    "datasets overlaps finale events session remote mirror preflight transforms archive weights blocks families models detector optim tasks loading",
     "machine usage sharding engine",
     "average checkpoint saver programs export evaluate loop communication track beside pictures pages compare report datacheck watch score run",
     "guard ending draft prepare_cli see_cli cli train __main__",

@@ -19,6 +19,7 @@ from wandb_server import KEY, Server, serve
 
 from sft_dist import mirror, remote
 from sft_dist.cli import main
+from sft_dist.compare import cloud
 from sft_dist.errors import ConfigError, InfrastructureError
 from sft_dist.history import reading
 from sft_dist.rundir import RunDir
@@ -232,6 +233,12 @@ def asked(*arguments: str) -> tuple[int, list[str]]:
     """A command in a process of its own: W&B's package for reports warns at its import of what it uses itself."""
     done = subprocess.run([sys.executable, "-m", "sft_dist", *arguments], capture_output=True, text=True, timeout=120)
     return done.returncode, (done.stdout + done.stderr).splitlines()
+
+
+def test_a_report_in_wandb_plots_what_the_runs_have_each_once() -> None:
+    assert cloud.plotted("segment", "val/miou") == ["val/miou", "val/loss", "train/loss"]
+    assert cloud.plotted("detect", "val/map") == ["val/map", "train/loss"]
+    assert cloud.plotted("classify", "val/loss") == ["val/loss", "train/loss"]
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("wandb_workspaces"), reason="no wandb-workspaces (the extra `report`)")

@@ -1,6 +1,7 @@
 """The page of a run of segmentation and of detection: its numbers are those of scikit-learn and pycocotools, its pictures have boxes in their places."""
 
 import base64
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,34 @@ def test_boxes_are_drawn_where_they_are_from_predictions_alone(tmp_path: Path) -
     assert "of the detections with a score of 0.70 or more" in cells(page)
 
 
+def test_images_that_are_done_equally_badly_are_ordered_by_their_mistakes(tmp_path: Path) -> None:
+    """Nothing is found in the first three: of one object, of three, of one with two false detections."""
+    box, far = np.array([[0.0, 0, 9, 9]]), np.array([[50.0, 50, 59, 59], [70, 70, 79, 79]])
+    three, red = np.concatenate([box, far]), np.array([0])
+    scene = [Objects(box, red), Objects(three, np.array([0, 0, 1])), Objects(box, red), Objects(box, red)]
+    nothing = Found(np.empty((0, 4)), np.array([], int), np.array([]))
+    found = [nothing, nothing, Found(far, np.array([0, 0]), np.array([0.9, 0.9])), Found(box, red, np.array([0.9]))]
+    told = cells(drawn(a_boxed_run(tmp_path / "run", scene, found)))
+    listed = re.findall(r"JPEGImages/(\d).jpg\s*(\d of \d found, \d false)", told)
+    assert listed == [
+        ("1", "0 of 3 found, 0 false"),
+        ("2", "0 of 1 found, 2 false"),
+        ("0", "0 of 1 found, 0 false"),
+        ("3", "1 of 1 found, 0 false"),
+    ]
+    assert "The 8 validation images with the lowest F1, then some with the highest." in told
+
+
+def test_an_image_whose_file_cannot_be_read_is_named_among_those_that_are_drawn(tmp_path: Path) -> None:
+    run = a_boxed(tmp_path)
+    (tmp_path / "data" / "JPEGImages" / "0.jpg").write_bytes(b"no picture")
+    page = drawn(run)
+    assert [str(attributes["alt"])[:16] for tag, attributes in page.tags if tag == "img" and "There: " in str(attributes["alt"])] == [
+        "JPEGImages/1.jpg"
+    ]
+    assert "No picture could be read of JPEGImages/0.jpg (1 of 2 found, 1 false)." in cells(page)
+
+
 def test_the_name_of_a_class_is_text_in_a_picture_and_nothing_else(tmp_path: Path) -> None:
     run = a_boxed(tmp_path)
     path = run / "scores.json"
@@ -138,3 +167,12 @@ def test_a_run_with_damaged_predictions_has_a_page_too(tmp_path: Path, make: str
     (run / FILE).write_text(content)
     told = cells(drawn(run))
     assert "no predictions of step 4" in told and "Predictions over truth" not in told
+
+
+def test_a_detector_whose_last_evaluation_is_the_best_may_still_gain(tmp_path: Path) -> None:
+    """It has no validation loss that could say so."""
+    run = a_boxed(tmp_path)
+    assert "longer training may still gain" not in cells(drawn(run))  # after one evaluation
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 2, "kind": "eval", "samples": 64, "val/map": 0.1, "val/map_50": 0.2, "val/map_75": 0.1}) + "\n")
+    assert "The last evaluation is the best: longer training may still gain." in cells(drawn(run))

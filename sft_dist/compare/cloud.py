@@ -10,13 +10,13 @@ from sft_dist.compare.verdicts import Comparison
 from sft_dist.errors import ConfigError
 from sft_dist.history.groups import Group
 from sft_dist.history.records import printable
+from sft_dist.kinds import SCORES
 from sft_dist.pages import words
 from sft_dist.remote import Place
 from sft_dist.session import clean
 
 LONGEST = 128  # of a title, in W&B
 MOST = 20  # keys that are told to differ
-PLOTTED = ("val/loss", "train/loss")
 
 
 def check() -> None:
@@ -42,13 +42,19 @@ def save(comparison: Comparison) -> list[str]:
         import wandb_workspaces.reports.v2 as made
 
         sets = [one for group in groups for one in _run_sets(group, places, made)]
-        panels = [made.LinePlot(x="Step", y=[name]) for name in (comparison.metric, *PLOTTED)]
+        panels = [made.LinePlot(x="Step", y=[name]) for name in plotted(comparison.task, comparison.metric)]
         grid = made.PanelGrid(runsets=sets, panels=[*panels, made.RunComparer(diff_only="split")])
         title = clean(f"sft-dist compare: {words.listed([group.label for group in groups], 3)}")[:LONGEST]
         report = made.Report(home.project, home.entity, title=title, width="fluid", blocks=[*_told(comparison, made), grid])
         report.save()
     silent = f"; not in W&B, and so not in it: {words.listed(missing, 5)} (`sft-dist sync` sends them)" if missing else ""
     return [f"W&B report: {report.url}{silent}"]
+
+
+def plotted(task: str, metric: str) -> list[str]:
+    """The curves that are shown: the score that is compared, and the losses that this kind of work has."""
+    losses = (*(name for name in SCORES[task] if name == "val/loss"), "train/loss")
+    return list(dict.fromkeys((metric, *losses)))
 
 
 def _run_sets(group: Group, places: dict[str, Place | None], made: Any) -> Iterator[Any]:

@@ -28,7 +28,7 @@ class Frame:
 
 
 def chosen(study: Study) -> list[Rated]:
-    """The images with the most mistakes, then some of those with the fewest."""
+    """The images that are done worst, then some of those that are done best."""
     return [*study.images[:WORST], *study.images[WORST:][-BEST:]]
 
 

@@ -27,35 +27,45 @@ NO_CLASS = (128, 128, 128)
 Numbers = NDArray[np.int64]
 
 
-def colour(number: int) -> str:
-    """Of a class, by its number; of more than there are colours, they come again."""
-    return COLOURS[number % len(COLOURS)]
-
-
 def drawn(scene: Scene) -> dict[str, Any]:
     """The images that the page shows, with both masks over them at the size of the file."""
-    split, found = scene.splits.val, []
+    split, found, told = scene.splits.val, [], []
     places = {name: i for i, name in enumerate(split.names)}
     samples = samples_of(scene, split)
     for number, one in enumerate(one for one in overlay.chosen(scene.looked) if one.id in places):
         sample = samples[Pick(0, places[one.id])]
         if sample.problem:
+            told.append(f"no masks of an image: {sample.problem}")
             continue
         with torch.no_grad():
             logits = scene.after(sample.image[None])["out"]
         full = functional.interpolate(logits, size=sample.target.shape, mode="bilinear", align_corners=False)
         truth, said = sample.target.numpy().astype(np.int64), full[0].argmax(0).numpy()
+        table = overlaps.confusion(truth, said, len(scene.classes))
+        shades = _shades(table)
         image = split.read(places[one.id]).permute(1, 2, 0).contiguous().numpy()
         pictures = [
-            save(scene.folder, f"mask-{number}-{which}", _covered(image, mask))
+            save(scene.folder, f"mask-{number}-{which}", _covered(image, mask, shades))
             for which, mask in (("plain", None), ("truth", truth), ("said", said))
         ]
-        patches = _patches(truth, said, scene.classes)
+        patches = _patches(table, scene.classes, shades)
         found.append(Mask(id=one.id, iou=one.share, plain=pictures[0], truth=pictures[1], said=pictures[2], patches=patches))
-    return {"masks": tuple(found)}
+    return {"masks": tuple(found), "told": tuple(told)}
 
 
-def _covered(image: NDArray[np.uint8], mask: Numbers | None) -> Any:
+def _shades(table: Numbers) -> Numbers:
+    """The colour of each class, as its place in COLOURS: its number where there are enough for all; else its rank in this image, the largest
+    first, so that two classes share one only where more occur in the image than there are colours."""
+    ranks = np.arange(len(table)) if len(table) <= len(COLOURS) else np.argsort(_largest_first(table))
+    return np.asarray(ranks % len(COLOURS), dtype=np.int64)
+
+
+def _largest_first(table: Numbers) -> Numbers:
+    """The classes of an image, by the more of what is there and what is said."""
+    return np.argsort(-np.maximum(table.sum(0), table.sum(1)), kind="stable")
+
+
+def _covered(image: NDArray[np.uint8], mask: Numbers | None, shades: Numbers) -> Any:
     """A small picture of an image, under the colours of a mask where there is one."""
     from PIL import Image
 
@@ -67,18 +77,16 @@ def _covered(image: NDArray[np.uint8], mask: Numbers | None) -> Any:
     rows = (np.arange(picture.height) + 0.5) * mask.shape[0] // picture.height
     columns = (np.arange(picture.width) + 0.5) * mask.shape[1] // picture.width
     small = mask[rows.astype(int)][:, columns.astype(int)]
-    colours = table[np.where(small < 0, len(COLOURS), small % len(COLOURS))]
+    colours = table[np.where(small < 0, len(COLOURS), shades[small])]
     return Image.fromarray((COVER * colours + (1 - COVER) * np.asarray(picture, float)).round().astype(np.uint8))
 
 
-def _patches(truth: Numbers, said: Numbers, classes: tuple[str, ...]) -> tuple[Patch, ...]:
+def _patches(table: Numbers, classes: tuple[str, ...], shades: Numbers) -> tuple[Patch, ...]:
     """The classes that are in an image or said to be, the largest first; a share is of the pixels that have a class."""
-    table = overlaps.confusion(truth, said, len(classes))
     counts = np.stack([table.diagonal(), table.sum(0), table.sum(1)])
     shares, ious = counts / max(1, table.sum()), masks.by_class(counts)
-    order = np.argsort(-np.maximum(shares[1], shares[2]), kind="stable")
     return tuple(
-        Patch(name=classes[i], colour=colour(i), there=float(shares[2, i]), said=float(shares[1, i]), iou=float(ious[i]))
-        for i in order.tolist()
+        Patch(name=classes[i], colour=COLOURS[shades[i]], there=float(shares[2, i]), said=float(shares[1, i]), iou=float(ious[i]))
+        for i in _largest_first(table).tolist()
         if max(shares[1, i], shares[2, i]) >= SEEN
     )

@@ -122,17 +122,17 @@ def _classes(study: Study) -> Iterator[str]:
 
 def _trend(study: Study) -> Iterator[str]:
     """Whether the curves ask for less or for more."""
-    losses = [point for point in series(study.curves.rows, "val/loss") if point.step > 0]
-    trained = {point.step: point.value for point in series(study.curves.rows, "train/mean_loss")}
-    if len(losses) < 2:
-        return
-    lowest, last = min(losses, key=lambda point: point.value), losses[-1]
-    before, after = trained.get(lowest.step), trained.get(last.step)
-    if last.value > RISEN * lowest.value:
+    losses, scores = (
+        [point for point in series(study.curves.rows, metric) if point.step > 0] for metric in ("val/loss", study.record.headline)
+    )
+    lowest = min(losses, key=lambda point: point.value, default=None)
+    if lowest and losses[-1].value > RISEN * lowest.value:
+        trained, last = {point.step: point.value for point in series(study.curves.rows, "train/mean_loss")}, losses[-1]
+        before, after = trained.get(lowest.step), trained.get(last.step)
         if before is not None and after is not None and after < before:
             yield (
                 f"val/loss was lowest, {lowest.value:.4g}, at step {lowest.step} and rose to {last.value:.4g} by step {last.step}, while "
                 f"train/mean_loss fell from {before:.4g} to {after:.4g}: it overfits from there on."
             )
-    elif study.record.done and study.record.step("best") == study.record.step("last"):
+    elif len(scores) > 1 and study.record.done and study.record.step("best") == study.record.step("last"):
         yield "The last evaluation is the best: longer training may still gain."
