@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sft_dist.compare import boxes, verdicts
 from sft_dist.compare.verdicts import Choice, Pair
 from sft_dist.errors import ConfigError
 from sft_dist.history import reading
+from sft_dist.history.records import Predictions
 from sft_dist.overlaps import Found, Objects
 
 RED, WHITE = 0, 1
@@ -141,6 +143,25 @@ def test_seeds_of_detection_are_compared_by_their_means(tmp_path: Path) -> None:
     scores = [pycocotools(scene, run) for run in runs]
     assert pair.difference and pair.difference.value == pytest.approx(np.mean(scores[2:]) - np.mean(scores[:2]))
     assert (pair.verdict, pair.runs, pair.difference.test) == ("better", (2, 2), "bootstrap t")
+
+
+@pytest.mark.parametrize("silent", ["all", "one"])
+@pytest.mark.parametrize("task", ["segment", "detect"])
+def test_runs_without_predictions_as_wandb_has_them_are_tested_over_their_seeds(tmp_path: Path, task: str, silent: str) -> None:
+    random = np.random.default_rng(6)
+    scene, found = drawn_boxes(random, 12, shaken=(2.5, 2.4, 0.3, 0.4))
+    truths, *said = drawn_masks(random, 12, right=(0.5, 0.52, 0.8, 0.82))
+    for number in range(4):
+        keys = {"optim__lr": 0.1 + number // 2, "train__seed": number % 2}
+        if task == "segment":
+            a_masked_run(tmp_path / f"run-{number}", truths, said[number], **keys)
+        else:
+            a_boxed_run(tmp_path / f"run-{number}", scene, found[number], **keys)
+    records = [replace(record, fingerprint="f1") for record in reading.gather([tmp_path])[0]]
+    records = [replace(one, predictions=lambda _: Predictions()) if silent == "all" or one.name == "run-3" else one for one in records]
+    [pair] = verdicts.judge(records, [], Choice()).pairs
+    assert (pair.verdict, pair.reason, pair.difference and pair.difference.test) == ("better", "", "Welch t")
+    assert "no predictions of " in pair.notes[0] and pair.notes[0].endswith("so it speaks of these validation samples only")
 
 
 def square(*corners: float) -> list[list[float]]:
