@@ -227,9 +227,20 @@ def test_what_is_shown_of_detections_names_their_scores_and_images(
         '{"id": "x", "boxes": [[0, 0, 1, 1]], "labels": [], "scores": [1], "truth_boxes": [], "truth_labels": [], "crowd": []}',
         '{"id": "x", "boxes": [[5, 0, 1, 1]], "labels": [0], "scores": [1], "truth_boxes": [], "truth_labels": [], "crowd": []}',
         '{"id": "x", "boxes": [[0, 0, 1, NaN]], "labels": [0], "scores": [1], "truth_boxes": [], "truth_labels": [], "crowd": []}',
+        '{"id": "x", "boxes": [[0, 0, 1, 1]], "labels": [10000], "scores": [1], "truth_boxes": [], "truth_labels": [], "crowd": []}',
+        '{"id": "x", "boxes": [[0, 0, 1, 1]], "labels": [9223372036854775808], "scores": [1], "truth_boxes": [], "truth_labels": [], "crowd": []}',
+        '{"id": "x", "boxes": [], "labels": [], "scores": [], "truth_boxes": [[0, 0, 1, 1]], "truth_labels": [1000000000], "crowd": [false]}',
         '{"id": "x", "right": [1], "said": [1], "there": [1]}',
     ],
-    ids=["a label too few", "ends before it begins", "no number", "of another task"],
+    ids=[
+        "a label too few",
+        "ends before it begins",
+        "no number",
+        "more classes than there are",
+        "a label of more than 64 bits",
+        "a true label",
+        "of another task",
+    ],
 )
 def test_rows_that_are_no_detections_are_left_out_and_told(tmp_path: Path, row: str) -> None:
     boxed(tmp_path)
@@ -240,7 +251,10 @@ def test_rows_that_are_no_detections_are_left_out_and_told(tmp_path: Path, row: 
     assert pair.samples == 7 and pair.notes == [f"run-0: step-00000004.jsonl: 1 row(s) left out ({wanted})"]
 
 
-@pytest.mark.parametrize("counts", [([2], [1], [2]), ([1, 0, 0, 0, 0], [1, 0, 0, 0, 0], [1, 0, 0, 0, 0]), ([-1] * 4, [1] * 4, [1] * 4)])
+@pytest.mark.parametrize(
+    "counts",
+    [([2], [1], [2]), ([1, 0, 0, 0, 0], [1, 0, 0, 0, 0], [1, 0, 0, 0, 0]), ([-1] * 4, [1] * 4, [1] * 4), ([0] * 4, [1] * 4, [2**63] * 4)],
+)
 def test_rows_that_are_no_counts_of_pixels_are_left_out_and_told(tmp_path: Path, counts: tuple[list[int], list[int], list[int]]) -> None:
     masked(tmp_path)
     path = tmp_path / "run-0" / FILE

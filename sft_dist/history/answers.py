@@ -14,6 +14,10 @@ from sft_dist.history.records import Boxes, Found, Masks, Predictions, is_number
 Row = Mapping[str, Any]
 Made = TypeVar("Made")
 
+MOST_CLASSES, MOST_PIXELS = 10_000, 1 << 40
+"""Class numbers of boxes lie below the one, pixels of a class in an image are at most the other: what reads them has a place for each class
+and adds the pixels of all images as 64-bit numbers."""
+
 
 def read(task: object, path: Path) -> Predictions | Masks | Boxes:
     """One evaluation of a run of this task; of a task that is not known, as if it named classes."""
@@ -23,7 +27,7 @@ def read(task: object, path: Path) -> Predictions | Masks | Boxes:
 def _named(path: Path) -> Predictions:
     def row(found: Row) -> tuple[int, int, float, float] | None:
         label, probs = found.get("label"), found.get("probs")
-        if not _is_class(label) or not isinstance(probs, list) or not all(map(is_number, probs)) or label >= len(probs):
+        if not isinstance(probs, list) or not all(map(is_number, probs)) or not _is_count(label, len(probs) - 1):
             return None
         return label, probs.index(most := max(probs)), probs[label], most
 
@@ -56,7 +60,7 @@ def _boxed(path: Path) -> Boxes:
             return None
         boxes, labels, scores, truth_boxes, truth_labels, crowd = columns
         whole = len(boxes) == len(labels) == len(scores) and len(truth_boxes) == len(truth_labels) == len(crowd)
-        plain = all(map(is_number, scores)) and all(map(_is_class, chain(labels, truth_labels)))
+        plain = all(map(is_number, scores)) and all(_is_count(each, MOST_CLASSES - 1) for each in chain(labels, truth_labels))
         there = all(map(_is_box, chain(boxes, truth_boxes))) and all(isinstance(each, bool) for each in crowd)
         return Found(*columns) if whole and plain and there else None
 
@@ -80,12 +84,12 @@ def _rows(path: Path, make: Callable[[Row], Made | None], wanted: str) -> tuple[
     return samples, problems
 
 
-def _is_class(value: object) -> TypeGuard[int]:
-    return is_number(value) and isinstance(value, int) and value >= 0
+def _is_count(value: object, most: int) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most
 
 
 def _are_counts(values: object) -> TypeGuard[list[int]]:
-    return isinstance(values, list) and all(map(_is_class, values))
+    return isinstance(values, list) and all(_is_count(each, MOST_PIXELS) for each in values)
 
 
 def _is_box(value: object) -> bool:
