@@ -253,7 +253,7 @@ def test_rows_that_are_no_detections_are_left_out_and_told(tmp_path: Path, row: 
 
 @pytest.mark.parametrize(
     "counts",
-    [([2], [1], [2]), ([1, 0, 0, 0, 0], [1, 0, 0, 0, 0], [1, 0, 0, 0, 0]), ([-1] * 4, [1] * 4, [1] * 4), ([0] * 4, [1] * 4, [2**63] * 4)],
+    [([2] * 4, [1] * 4, [2] * 4), ([1] * 4, [1] * 5, [1] * 4), ([-1] * 4, [1] * 4, [1] * 4), ([0] * 4, [1] * 4, [2**63] * 4)],
 )
 def test_rows_that_are_no_counts_of_pixels_are_left_out_and_told(tmp_path: Path, counts: tuple[list[int], list[int], list[int]]) -> None:
     masked(tmp_path)
@@ -261,3 +261,15 @@ def test_rows_that_are_no_counts_of_pixels_are_left_out_and_told(tmp_path: Path,
     path.write_text(path.read_text() + json.dumps({"id": "x", **dict(zip(("right", "said", "there"), counts, strict=True))}) + "\n")
     pair, _ = pair_of(judged(tmp_path))
     assert pair.samples == 7 and len(pair.notes) == 1 and "1 row(s) left out (no id, counts of pixels by class" in pair.notes[0]
+
+
+@pytest.mark.parametrize("place", [0, 3, 7])
+def test_a_row_of_another_number_of_classes_costs_no_row_but_itself(tmp_path: Path, place: int) -> None:
+    masked(tmp_path)
+    path = tmp_path / "run-0" / FILE
+    rows = path.read_text().splitlines(keepends=True)
+    rows.insert(place, json.dumps({"id": "x", "right": [1], "said": [1], "there": [1]}) + "\n")
+    path.write_text("".join(rows))
+    pair, _ = pair_of(judged(tmp_path))
+    assert pair.samples == 7
+    assert pair.notes[0] == "run-0: step-00000004.jsonl: 1 row(s) left out (not of 4 classes, as the others are)"

@@ -3,6 +3,7 @@
 A row that is not what a run of that kind writes is left out, and told.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from itertools import chain
 from pathlib import Path
@@ -37,18 +38,21 @@ def _named(path: Path) -> Predictions:
 
 
 def _masked(path: Path) -> Masks:
-    classes: set[int] = set()
+    """Of as many classes as most of the rows count."""
 
     def row(found: Row) -> tuple[list[int], list[int], list[int]] | None:
         right, said, there = (found.get(name) for name in ("right", "said", "there"))
         if not _are_counts(right) or not _are_counts(said) or not _are_counts(there):
             return None
-        classes.add(len(right))
-        possible = len(classes) == 1 and len(right) == len(said) == len(there)
-        possible = possible and all(r <= min(s, t) for r, s, t in zip(right, said, there, strict=True))
+        possible = len(right) == len(said) == len(there) and all(r <= min(s, t) for r, s, t in zip(right, said, there, strict=True))
         return (right, said, there) if possible else None
 
     samples, problems = _rows(path, row, "counts of pixels by class")
+    widths = Counter(len(there) for _, _, there in samples.values())
+    if len(widths) > 1:
+        [(usual, count)] = widths.most_common(1)
+        problems.append(f"{path.name}: {len(samples) - count} row(s) left out (not of {usual} classes, as the others are)")
+        samples = {sample: columns for sample, columns in samples.items() if len(columns[2]) == usual}
     right, said, there = zip(*samples.values(), strict=True) if samples else ((), (), ())
     return Masks(list(samples), right, said, there, tuple(problems))
 
