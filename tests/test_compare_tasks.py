@@ -96,13 +96,20 @@ def test_classes_and_images_that_got_better_are_those_whose_iou_did(tmp_path: Pa
 
 
 def test_classes_in_another_order_are_the_same_classes_and_other_masks_are_left_out(tmp_path: Path) -> None:
-    truths = [np.array([[0, 0, 1, 1]])] * 3
-    said = [np.array([[0, 0, 0, 1]])] * 3
-    a_masked_run(tmp_path / "run-0", truths, said, ("road", "tree"), optim__lr=0.1)
-    a_masked_run(tmp_path / "run-1", [1 - mask for mask in truths], [1 - mask for mask in said], ("tree", "road"), optim__lr=0.2)
+    """The second run has the same masks, its classes moved on by one; in the third, one image has another truth."""
+    truths = [np.array([[0, 0, 0, 1, 1, 2]])] * 3
+    said = [np.array([[0, 0, 1, 1, 1, 1]])] * 3
+    a_masked_run(tmp_path / "run-0", truths, said, ("road", "tree", "car"), optim__lr=0.1)
+    moved = [[(mask + 1) % 3 for mask in masks] for masks in (truths, said)]
+    a_masked_run(tmp_path / "run-1", *moved, ("car", "road", "tree"), optim__lr=0.2)
     pair, _ = pair_of(judged(tmp_path))
     assert (pair.samples, pair.difference and pair.difference.value, pair.better, pair.worse) == (3, 0.0, [], [])
-    a_masked_run(tmp_path / "run-2", [np.array([[0, 1, 1, 1]]), *truths[1:]], said, ("road", "tree"), optim__lr=0.3)
+    assert {change.name: (change.support, change.scores["iou"]) for change in pair.classes} == {
+        "road": (9, (pytest.approx(2 / 3), pytest.approx(2 / 3))),
+        "tree": (6, (0.5, 0.5)),
+        "car": (3, (0.0, 0.0)),
+    }
+    a_masked_run(tmp_path / "run-2", [np.array([[0, 1, 1, 1, 1, 2]]), *truths[1:]], said, ("road", "tree", "car"), optim__lr=0.3)
     found = {frozenset((pair.one, pair.other)): pair for pair in judged(tmp_path).pairs}[frozenset(("run-0", "run-2"))]
     assert found.samples == 2 and found.notes == ["1 samples have another true mask on the other side and are left out"]
 
@@ -185,6 +192,22 @@ def test_images_are_counted_with_the_detections_that_make_a_runs_f1_the_highest(
     assert boxes.brief(better) == "found 1 -> 2 of 2, false 1 -> 0" and better.id == "JPEGImages/0.jpg"
     assert {change.name: change.support for change in pair.classes} == {"white": 1, "red": 2}
     assert pair.classes[0].name == "white" and pair.classes[0].scores == {"ap": (0.0, 1.0)}
+
+
+def test_boxes_of_classes_in_another_order_are_of_the_same_classes(tmp_path: Path) -> None:
+    """The second run has the same boxes, its classes moved on by one."""
+    there, said = [RED, RED, WHITE], [RED, WHITE, WHITE]
+    for number, names in enumerate([("red", "white", "plate"), ("plate", "red", "white")]):
+        scene = [Objects(np.array(square(0, 20, 40)), np.array(there) + number)] * 2
+        found = [finds([0, 20, 40], [label + number for label in said], [0.9, 0.8, 0.7])] * 2
+        a_boxed_run(tmp_path / f"run-{number}", scene, found, names, optim__lr=0.1 + number)
+    pair, _ = pair_of(judged(tmp_path))
+    assert (pair.samples, pair.difference and pair.difference.value, pair.better, pair.worse) == (2, 0.0, [], [])
+    # of red, half the objects are found, without a false one before them: precision 1 at 51 of 101 recalls; white's false ones come first
+    assert {change.name: (change.support, change.scores["ap"]) for change in pair.classes} == {
+        "red": (4, (pytest.approx(51 / 101), pytest.approx(51 / 101))),
+        "white": (2, (0.5, 0.5)),
+    }
 
 
 def test_runs_of_other_tasks_are_refused_in_a_sentence(tmp_path: Path) -> None:
