@@ -56,11 +56,13 @@ def of_labels(found: Predictions, names: Sequence[str]) -> Answered:
 
 
 def of_masks(found: Masks, names: Sequence[str]) -> Answered:  # noqa: ARG001 (that of the others)
-    """By mean IoU over the classes that are in the image; the interval is the bootstrap's over images."""
-    if not found.ids:
+    """By mean IoU over the classes that are in the image; the interval is the bootstrap's over images. Images that are all void are left out."""
+    if not any(map(any, found.there)):
         return Answered()
     counts = masks.counts(found)
-    images = [Rated(sample, float(share), f"IoU {share:.3f}") for sample, share in zip(found.ids, masks.by_image(counts), strict=True)]
+    known = counts[:, 2].any(1)
+    ids, counts = [sample for sample, seen in zip(found.ids, known, strict=True) if seen], counts[known]
+    images = [Rated(sample, float(share), f"IoU {share:.3f}") for sample, share in zip(ids, masks.by_image(counts), strict=True)]
     within = resampling.interval(counts.reshape(len(counts), -1), resampling.by_class(resampling.iou, counts.shape[2]))
     return Answered(images=sorted(images, key=lambda one: one.share), within=within)
 
