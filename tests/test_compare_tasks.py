@@ -1,7 +1,7 @@
 """Runs of segmentation and detection, compared from their folders: what is said is what scikit-learn, pycocotools and scipy say of the same answers."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -296,3 +296,22 @@ def test_a_row_of_another_number_of_classes_costs_no_row_but_itself(tmp_path: Pa
     pair, _ = pair_of(judged(tmp_path))
     assert pair.samples == 7
     assert pair.notes[0] == "run-0: step-00000004.jsonl: 1 row(s) left out (not of 4 classes, as the others are)"
+
+
+@pytest.mark.parametrize("make", [masked, boxed])
+def test_predictions_of_which_every_number_is_kept_are_read_up_to_a_smaller_size(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    make(tmp_path)
+    with (tmp_path / "run-0" / FILE).open("ab") as added:
+        added.truncate(257 << 20)  # a hole: nothing is written
+    found = reading.read(tmp_path / "run-0").predictions(4)
+    assert (found.ids, found.problems) == ([], ("step-00000004.jsonl cannot be read (257 MiB; at most 256 MiB are read)",))
+
+
+def test_an_image_of_more_boxes_than_any_run_finds_is_left_out_and_told(tmp_path: Path) -> None:
+    boxed(tmp_path)
+    path = tmp_path / "run-0" / FILE
+    many = {"boxes": [[0, 0, 1, 1]] * 10_001, "labels": [0] * 10_001, "scores": [1] * 10_001}
+    path.write_text(json.dumps({"id": "x", **many, "truth_boxes": [], "truth_labels": [], "crowd": []}) + "\n" + path.read_text())
+    found = reading.read(tmp_path / "run-0").predictions(4)
+    assert (len(found.ids), "x" in found.ids) == (7, False)
+    assert found.problems == ("step-00000004.jsonl: 1 row(s) left out (more than 10,000 boxes in an image)",)

@@ -15,9 +15,9 @@ from sft_dist.history.records import Boxes, Found, Masks, Predictions, is_number
 Row = Mapping[str, Any]
 Made = TypeVar("Made")
 
-MOST_CLASSES, MOST_PIXELS = 10_000, 1 << 40
-"""Class numbers of boxes lie below the one, pixels of a class in an image are at most the other: what reads them has a place for each class
-and adds the pixels of all images as 64-bit numbers."""
+MOST_CLASSES, MOST_PIXELS, MOST_BOXES = 10_000, 1 << 40, 10_000
+"""Class numbers of boxes lie below the first; at most the others are pixels of a class, and boxes, in an image: what reads them has a place for
+each class, adds the pixels of all images as 64-bit numbers, and holds the boxes of an image against each other."""
 
 
 def read(task: object, path: Path) -> Predictions | Masks | Boxes:
@@ -32,7 +32,7 @@ def _named(path: Path) -> Predictions:
             return None
         return label, probs.index(most := max(probs)), probs[label], most
 
-    samples, problems = _rows(path, row, "label and probabilities")
+    samples, problems = _rows(path, row, "label and probabilities", files.MOST_PREDICTIONS)
     truths, guesses, certainty, confidence = zip(*samples.values(), strict=True) if samples else ((), (), (), ())
     return Predictions(list(samples), truths, guesses, certainty, tuple(problems), confidence)
 
@@ -69,15 +69,18 @@ def _boxed(path: Path) -> Boxes:
         return Found(*columns) if whole and plain and there else None
 
     samples, problems = _rows(path, row, "boxes with classes and scores")
-    return Boxes(list(samples), list(samples.values()), tuple(problems))
+    kept = {sample: one for sample, one in samples.items() if max(len(one.boxes), len(one.truth_boxes)) <= MOST_BOXES}
+    if len(kept) < len(samples):
+        problems.append(f"{path.name}: {len(samples) - len(kept)} row(s) left out (more than {MOST_BOXES:,} boxes in an image)")
+    return Boxes(list(kept), list(kept.values()), tuple(problems))
 
 
-def _rows(path: Path, make: Callable[[Row], Made | None], wanted: str) -> tuple[dict[str, Made], list[str]]:
+def _rows(path: Path, make: Callable[[Row], Made | None], wanted: str, most: int = files.MOST_IMAGES) -> tuple[dict[str, Made], list[str]]:
     """Id -> what `make` makes of its row; the first of each id counts."""
     problems: list[str] = []
     samples: dict[str, Made] = {}
     bad = 0
-    for row in files.lines(path, problems, files.MOST_PREDICTIONS):
+    for row in files.lines(path, problems, most):
         sample = row.get("id")
         if isinstance(sample, str) and sample not in samples and (made := make(row)) is not None:
             samples[sample] = made
