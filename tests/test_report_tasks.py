@@ -74,6 +74,21 @@ def test_an_image_of_which_nothing_is_known_is_not_among_the_worst() -> None:
     assert answers.of_masks(records.Masks(["void"], [[0, 0]], [[0, 0]], [[0, 0]]), CLASSES[:2]) == Answered()
 
 
+@pytest.mark.parametrize(("images", "given"), [(1, False), (9, False), (10, True)])
+def test_of_few_images_there_is_no_interval(tmp_path: Path, images: int, given: bool) -> None:
+    truths, said = drawn_masks(np.random.default_rng(3), images, right=(0.7,))
+    told = cells(drawn(a_masked_run(tmp_path / "run", truths, said)))
+    assert f" on {images} validation images with " in told and ("95 % interval" in told) == given
+
+
+@pytest.mark.parametrize(("trees", "named"), [(3, True), (4, False), (0, False)])
+def test_a_class_in_too_few_images_for_the_interval_is_named(tmp_path: Path, trees: int, named: bool) -> None:
+    truths = [np.array([[0, 0, 1 if i < trees else 0]]) for i in range(12)]
+    told = cells(drawn(a_masked_run(tmp_path / "run", truths, truths, CLASSES[:2])))
+    sentence = "The interval cannot be relied on: tree in fewer than 4 images, so that many draws have none."
+    assert (sentence in told) == named and ("cannot be relied on" in told) == named
+
+
 def with_masks(run: Path, road: str = "road") -> Path:
     """Looked into, of one image."""
     (run / "report").mkdir()
