@@ -111,7 +111,7 @@ def test_classes_in_another_order_are_the_same_classes_and_other_masks_are_left_
     }
     a_masked_run(tmp_path / "run-2", [np.array([[0, 1, 1, 1, 1, 2]]), *truths[1:]], said, ("road", "tree", "car"), optim__lr=0.3)
     found = {frozenset((pair.one, pair.other)): pair for pair in judged(tmp_path).pairs}[frozenset(("run-0", "run-2"))]
-    assert found.samples == 2 and found.notes == ["1 samples have another true mask on the other side and are left out"]
+    assert found.samples == 2 and found.notes == ["1 samples have other numbers of true pixels on the other side and are left out"]
 
 
 def boxed(folder: Path, images: int = 7, shaken: Sequence[float] = (1.6, 1.0)) -> tuple[list[Objects], list[list[Found]]]:
@@ -315,3 +315,11 @@ def test_an_image_of_more_boxes_than_any_run_finds_is_left_out_and_told(tmp_path
     found = reading.read(tmp_path / "run-0").predictions(4)
     assert (len(found.ids), "x" in found.ids) == (7, False)
     assert found.problems == ("step-00000004.jsonl: 1 row(s) left out (more than 10,000 boxes in an image)",)
+
+
+def test_masks_with_other_pixels_of_the_classes_are_told_to_be_other_data(tmp_path: Path) -> None:
+    for number in range(2):
+        truths = [np.array([[0] * (2 + number) + [1] * (4 - number)])] * 3
+        a_masked_run(tmp_path / f"run-{number}", truths, truths, CLASSES[:2], optim__lr=0.1 + number)
+    [pair] = judged(tmp_path).pairs
+    assert pair.reason == "0 images with as many true pixels of each class on both sides: these are other data, or masks of other sizes"
