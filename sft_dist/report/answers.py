@@ -61,11 +61,14 @@ def of_labels(found: Predictions, names: Sequence[str]) -> Answered:
 
 
 def of_masks(found: Masks, names: Sequence[str]) -> Answered:
-    """By mean IoU over the classes that are in the image; the interval is the bootstrap's over images, if they are `LEAST`. Images that are all void are left out."""
+    """By mean IoU over the classes that are in the image; the interval is the bootstrap's over images, if they are `LEAST`.
+
+    Images that are all void are left out.
+    """
     if not any(map(any, found.there)):
         return Answered()
     counts = masks.counts(found)
-    known = counts[:, 2].any(1)
+    known = counts[:, 2].sum(1) > 0
     ids, counts = [sample for sample, seen in zip(found.ids, known, strict=True) if seen], counts[known]
     images = [Rated(sample, float(share), f"IoU {share:.3f}") for sample, share in zip(ids, masks.by_image(counts), strict=True)]
     images.sort(key=lambda one: one.share)
