@@ -1,7 +1,8 @@
 """Runs of segmentation and detection, compared from their folders: what is said is what scikit-learn, pycocotools and scipy say of the same answers."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sft_dist.compare import boxes, verdicts
 from sft_dist.compare.verdicts import Choice, Pair
 from sft_dist.errors import ConfigError
 from sft_dist.history import reading
+from sft_dist.history.records import Predictions
 from sft_dist.overlaps import Found, Objects
 
 RED, WHITE = 0, 1
@@ -94,15 +96,22 @@ def test_classes_and_images_that_got_better_are_those_whose_iou_did(tmp_path: Pa
 
 
 def test_classes_in_another_order_are_the_same_classes_and_other_masks_are_left_out(tmp_path: Path) -> None:
-    truths = [np.array([[0, 0, 1, 1]])] * 3
-    said = [np.array([[0, 0, 0, 1]])] * 3
-    a_masked_run(tmp_path / "run-0", truths, said, ("road", "tree"), optim__lr=0.1)
-    a_masked_run(tmp_path / "run-1", [1 - mask for mask in truths], [1 - mask for mask in said], ("tree", "road"), optim__lr=0.2)
+    """The second run has the same masks, its classes moved on by one; in the third, one image has another truth."""
+    truths = [np.array([[0, 0, 0, 1, 1, 2]])] * 3
+    said = [np.array([[0, 0, 1, 1, 1, 1]])] * 3
+    a_masked_run(tmp_path / "run-0", truths, said, ("road", "tree", "car"), optim__lr=0.1)
+    moved = [[(mask + 1) % 3 for mask in masks] for masks in (truths, said)]
+    a_masked_run(tmp_path / "run-1", *moved, ("car", "road", "tree"), optim__lr=0.2)
     pair, _ = pair_of(judged(tmp_path))
     assert (pair.samples, pair.difference and pair.difference.value, pair.better, pair.worse) == (3, 0.0, [], [])
-    a_masked_run(tmp_path / "run-2", [np.array([[0, 1, 1, 1]]), *truths[1:]], said, ("road", "tree"), optim__lr=0.3)
+    assert {change.name: (change.support, change.scores["iou"]) for change in pair.classes} == {
+        "road": (9, (pytest.approx(2 / 3), pytest.approx(2 / 3))),
+        "tree": (6, (0.5, 0.5)),
+        "car": (3, (0.0, 0.0)),
+    }
+    a_masked_run(tmp_path / "run-2", [np.array([[0, 1, 1, 1, 1, 2]]), *truths[1:]], said, ("road", "tree", "car"), optim__lr=0.3)
     found = {frozenset((pair.one, pair.other)): pair for pair in judged(tmp_path).pairs}[frozenset(("run-0", "run-2"))]
-    assert found.samples == 2 and found.notes == ["1 samples have another true mask on the other side and are left out"]
+    assert found.samples == 2 and found.notes == ["1 samples have other numbers of true pixels on the other side and are left out"]
 
 
 def boxed(folder: Path, images: int = 7, shaken: Sequence[float] = (1.6, 1.0)) -> tuple[list[Objects], list[list[Found]]]:
@@ -143,6 +152,25 @@ def test_seeds_of_detection_are_compared_by_their_means(tmp_path: Path) -> None:
     assert (pair.verdict, pair.runs, pair.difference.test) == ("better", (2, 2), "bootstrap t")
 
 
+@pytest.mark.parametrize("silent", ["all", "one"])
+@pytest.mark.parametrize("task", ["segment", "detect"])
+def test_runs_without_predictions_as_wandb_has_them_are_tested_over_their_seeds(tmp_path: Path, task: str, silent: str) -> None:
+    random = np.random.default_rng(6)
+    scene, found = drawn_boxes(random, 12, shaken=(2.5, 2.4, 0.3, 0.4))
+    truths, *said = drawn_masks(random, 12, right=(0.5, 0.52, 0.8, 0.82))
+    for number in range(4):
+        keys = {"optim__lr": 0.1 + number // 2, "train__seed": number % 2}
+        if task == "segment":
+            a_masked_run(tmp_path / f"run-{number}", truths, said[number], **keys)
+        else:
+            a_boxed_run(tmp_path / f"run-{number}", scene, found[number], **keys)
+    records = [replace(record, fingerprint="f1") for record in reading.gather([tmp_path])[0]]
+    records = [replace(one, predictions=lambda _: Predictions()) if silent == "all" or one.name == "run-3" else one for one in records]
+    [pair] = verdicts.judge(records, [], Choice()).pairs
+    assert (pair.verdict, pair.reason, pair.difference and pair.difference.test) == ("better", "", "Welch t")
+    assert "no predictions of " in pair.notes[0] and pair.notes[0].endswith("so it speaks of these validation samples only")
+
+
 def square(*corners: float) -> list[list[float]]:
     """Boxes of 10 x 10 pixels at these places, side by side."""
     return [[corner, 0.0, corner + 10, 10.0] for corner in corners]
@@ -164,6 +192,22 @@ def test_images_are_counted_with_the_detections_that_make_a_runs_f1_the_highest(
     assert boxes.brief(better) == "found 1 -> 2 of 2, false 1 -> 0" and better.id == "JPEGImages/0.jpg"
     assert {change.name: change.support for change in pair.classes} == {"white": 1, "red": 2}
     assert pair.classes[0].name == "white" and pair.classes[0].scores == {"ap": (0.0, 1.0)}
+
+
+def test_boxes_of_classes_in_another_order_are_of_the_same_classes(tmp_path: Path) -> None:
+    """The second run has the same boxes, its classes moved on by one."""
+    there, said = [RED, RED, WHITE], [RED, WHITE, WHITE]
+    for number, names in enumerate([("red", "white", "plate"), ("plate", "red", "white")]):
+        scene = [Objects(np.array(square(0, 20, 40)), np.array(there) + number)] * 2
+        found = [finds([0, 20, 40], [label + number for label in said], [0.9, 0.8, 0.7])] * 2
+        a_boxed_run(tmp_path / f"run-{number}", scene, found, names, optim__lr=0.1 + number)
+    pair, _ = pair_of(judged(tmp_path))
+    assert (pair.samples, pair.difference and pair.difference.value, pair.better, pair.worse) == (2, 0.0, [], [])
+    # of red, half the objects are found, without a false one before them: precision 1 at 51 of 101 recalls; white's false ones come first
+    assert {change.name: (change.support, change.scores["ap"]) for change in pair.classes} == {
+        "red": (4, (pytest.approx(51 / 101), pytest.approx(51 / 101))),
+        "white": (2, (0.5, 0.5)),
+    }
 
 
 def test_runs_of_other_tasks_are_refused_in_a_sentence(tmp_path: Path) -> None:
@@ -206,9 +250,20 @@ def test_what_is_shown_of_detections_names_their_scores_and_images(
         '{"id": "x", "boxes": [[0, 0, 1, 1]], "labels": [], "scores": [1], "truth_boxes": [], "truth_labels": [], "crowd": []}',
         '{"id": "x", "boxes": [[5, 0, 1, 1]], "labels": [0], "scores": [1], "truth_boxes": [], "truth_labels": [], "crowd": []}',
         '{"id": "x", "boxes": [[0, 0, 1, NaN]], "labels": [0], "scores": [1], "truth_boxes": [], "truth_labels": [], "crowd": []}',
+        '{"id": "x", "boxes": [[0, 0, 1, 1]], "labels": [10000], "scores": [1], "truth_boxes": [], "truth_labels": [], "crowd": []}',
+        '{"id": "x", "boxes": [[0, 0, 1, 1]], "labels": [9223372036854775808], "scores": [1], "truth_boxes": [], "truth_labels": [], "crowd": []}',
+        '{"id": "x", "boxes": [], "labels": [], "scores": [], "truth_boxes": [[0, 0, 1, 1]], "truth_labels": [1000000000], "crowd": [false]}',
         '{"id": "x", "right": [1], "said": [1], "there": [1]}',
     ],
-    ids=["a label too few", "ends before it begins", "no number", "of another task"],
+    ids=[
+        "a label too few",
+        "ends before it begins",
+        "no number",
+        "more classes than there are",
+        "a label of more than 64 bits",
+        "a true label",
+        "of another task",
+    ],
 )
 def test_rows_that_are_no_detections_are_left_out_and_told(tmp_path: Path, row: str) -> None:
     boxed(tmp_path)
@@ -219,10 +274,52 @@ def test_rows_that_are_no_detections_are_left_out_and_told(tmp_path: Path, row: 
     assert pair.samples == 7 and pair.notes == [f"run-0: step-00000004.jsonl: 1 row(s) left out ({wanted})"]
 
 
-@pytest.mark.parametrize("counts", [([2], [1], [2]), ([1, 0, 0, 0, 0], [1, 0, 0, 0, 0], [1, 0, 0, 0, 0]), ([-1] * 4, [1] * 4, [1] * 4)])
+@pytest.mark.parametrize(
+    "counts",
+    [([2] * 4, [1] * 4, [2] * 4), ([1] * 4, [1] * 5, [1] * 4), ([-1] * 4, [1] * 4, [1] * 4), ([0] * 4, [1] * 4, [2**63] * 4)],
+)
 def test_rows_that_are_no_counts_of_pixels_are_left_out_and_told(tmp_path: Path, counts: tuple[list[int], list[int], list[int]]) -> None:
     masked(tmp_path)
     path = tmp_path / "run-0" / FILE
     path.write_text(path.read_text() + json.dumps({"id": "x", **dict(zip(("right", "said", "there"), counts, strict=True))}) + "\n")
     pair, _ = pair_of(judged(tmp_path))
     assert pair.samples == 7 and len(pair.notes) == 1 and "1 row(s) left out (no id, counts of pixels by class" in pair.notes[0]
+
+
+@pytest.mark.parametrize("place", [0, 3, 7])
+def test_a_row_of_another_number_of_classes_costs_no_row_but_itself(tmp_path: Path, place: int) -> None:
+    masked(tmp_path)
+    path = tmp_path / "run-0" / FILE
+    rows = path.read_text().splitlines(keepends=True)
+    rows.insert(place, json.dumps({"id": "x", "right": [1], "said": [1], "there": [1]}) + "\n")
+    path.write_text("".join(rows))
+    pair, _ = pair_of(judged(tmp_path))
+    assert pair.samples == 7
+    assert pair.notes[0] == "run-0: step-00000004.jsonl: 1 row(s) left out (not of 4 classes, as the others are)"
+
+
+@pytest.mark.parametrize("make", [masked, boxed])
+def test_predictions_of_which_every_number_is_kept_are_read_up_to_a_smaller_size(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    make(tmp_path)
+    with (tmp_path / "run-0" / FILE).open("ab") as added:
+        added.truncate(257 << 20)  # a hole: nothing is written
+    found = reading.read(tmp_path / "run-0").predictions(4)
+    assert (found.ids, found.problems) == ([], ("step-00000004.jsonl cannot be read (257 MiB; at most 256 MiB are read)",))
+
+
+def test_an_image_of_more_boxes_than_any_run_finds_is_left_out_and_told(tmp_path: Path) -> None:
+    boxed(tmp_path)
+    path = tmp_path / "run-0" / FILE
+    many = {"boxes": [[0, 0, 1, 1]] * 10_001, "labels": [0] * 10_001, "scores": [1] * 10_001}
+    path.write_text(json.dumps({"id": "x", **many, "truth_boxes": [], "truth_labels": [], "crowd": []}) + "\n" + path.read_text())
+    found = reading.read(tmp_path / "run-0").predictions(4)
+    assert (len(found.ids), "x" in found.ids) == (7, False)
+    assert found.problems == ("step-00000004.jsonl: 1 row(s) left out (more than 10,000 boxes in an image)",)
+
+
+def test_masks_with_other_pixels_of_the_classes_are_told_to_be_other_data(tmp_path: Path) -> None:
+    for number in range(2):
+        truths = [np.array([[0] * (2 + number) + [1] * (4 - number)])] * 3
+        a_masked_run(tmp_path / f"run-{number}", truths, truths, CLASSES[:2], optim__lr=0.1 + number)
+    [pair] = judged(tmp_path).pairs
+    assert pair.reason == "0 images with as many true pixels of each class on both sides: these are other data, or masks of other sizes"

@@ -9,13 +9,15 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from given_tasks import FILE, a_boxed_run, a_masked_run
+from given_tasks import CLASSES, FILE, a_boxed_run, a_masked_run
 from PIL import Image
 from test_overlaps import Masks, drawn_boxes, drawn_masks, pycocotools, scipys_interval, sklearns
 from test_report import cells, drawn
 
+from sft_dist.history import records
 from sft_dist.overlaps import Found, Objects
-from sft_dist.report import exhibits, overlay
+from sft_dist.report import answers, exhibits, overlay
+from sft_dist.report.answers import Answered
 from sft_dist.report.exhibits import Exhibits, Mask, Patch
 
 ABSENT = ("Calibration", "Grad-CAM", "Embedding", "top1", "commonest class", "F1 of", "most doubtful")
@@ -64,6 +66,28 @@ def test_a_page_of_segmentation_has_its_classes_and_nothing_of_classifiers(tmp_p
     assert "pixels (" in told and "% of its pixels)" in told and "The weakest class is" in told
     assert "sft-dist report --look draws their masks" in told
     assert [word for word in ABSENT if word in told] == []
+
+
+def test_an_image_of_which_nothing_is_known_is_not_among_the_worst() -> None:
+    columns = {"right": [[2, 0], [0, 0], [1, 1]], "said": [[3, 1], [0, 0], [1, 1]], "there": [[2, 2], [0, 0], [1, 1]]}
+    found = answers.of_masks(records.Masks(["half", "void", "whole"], **columns), CLASSES[:2])
+    assert [(one.id, one.told) for one in found.images] == [("half", "IoU 0.333"), ("whole", "IoU 1.000")]
+    assert answers.of_masks(records.Masks(["void"], [[0, 0]], [[0, 0]], [[0, 0]]), CLASSES[:2]) == Answered()
+
+
+@pytest.mark.parametrize(("images", "given"), [(1, False), (9, False), (10, True)])
+def test_of_few_images_there_is_no_interval(tmp_path: Path, images: int, given: bool) -> None:
+    truths, said = drawn_masks(np.random.default_rng(3), images, right=(0.7,))
+    told = cells(drawn(a_masked_run(tmp_path / "run", truths, said)))
+    assert f" on {images} validation images with " in told and ("95 % interval" in told) == given
+
+
+@pytest.mark.parametrize(("trees", "named"), [(3, True), (4, False), (0, False)])
+def test_a_class_in_too_few_images_for_the_interval_is_named(tmp_path: Path, trees: int, named: bool) -> None:
+    truths = [np.array([[0, 0, 1 if i < trees else 0]]) for i in range(12)]
+    told = cells(drawn(a_masked_run(tmp_path / "run", truths, truths, CLASSES[:2])))
+    sentence = "The interval cannot be relied on: tree in fewer than 4 images, so that many draws have none."
+    assert (sentence in told) == named and ("cannot be relied on" in told) == named
 
 
 def with_masks(run: Path, road: str = "road") -> Path:

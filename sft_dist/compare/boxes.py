@@ -156,8 +156,9 @@ def _array(boxes: Sequence[records.Box]) -> Numbers:
 
 
 def _width(answers: Answers) -> int:
-    """How many classes a run can name in its predictions."""
-    most = max((max([-1, *each.labels, *each.truth_labels]) for each in answers.predictions.images), default=-1)
+    """How many classes a run can name in its predictions; where it has none, they need not be boxes."""
+    images = answers.predictions.images if answers.predictions.ids else ()
+    most = max((max([-1, *each.labels, *each.truth_labels]) for each in images), default=-1)
     return max(len(answers.classes), 1 + most)
 
 

@@ -38,7 +38,7 @@ def hold(one: Sequence[Answers], other: Sequence[Answers]) -> Held | str:
         table[..., numbers[: _named(answers)]] = counts(answers.predictions)[places]
     agreed = (tables[:, :, 2] == tables[0, :, 2]).all((0, 2))
     if agreed.sum() < 2:
-        return f"{agreed.sum()} images with the same true mask on both sides: these are other data, or masks of other sizes"
+        return f"{agreed.sum()} images with as many true pixels of each class on both sides: these are other data, or masks of other sizes"
     sides = tables[: len(one), agreed], tables[len(one) :, agreed]
     ids, shares = lined.kept(agreed).ids, [by_image(side).mean(0) for side in sides]
     return Held(
@@ -47,7 +47,7 @@ def hold(one: Sequence[Answers], other: Sequence[Answers]) -> Held | str:
         _class_changes(lined.names, *sides),
         _moved(ids, shares[0], shares[1], 1),
         _moved(ids, shares[0], shares[1], -1),
-        pairing.notes(everyone, len(lined.ids), int(agreed.sum()), "another true mask"),
+        pairing.notes(everyone, len(lined.ids), int(agreed.sum()), "other numbers of true pixels"),
     )
 
 

@@ -8,8 +8,9 @@ from typing import Any
 from sft_dist.history.records import printable
 
 MIB = 1 << 20
-MOST_RECORD, MOST_ROWS, MOST_PREDICTIONS = 64 * MIB, 256 * MIB, 2048 * MIB
-"""Bytes of a file that is read: a JSON or YAML file, the rows of a run, its predictions (50,000 samples of 1,000 classes are 1,000 MiB)."""
+MOST_RECORD, MOST_ROWS, MOST_PREDICTIONS, MOST_IMAGES = 64 * MIB, 256 * MIB, 2048 * MIB, 256 * MIB
+"""Bytes of a file that is read: a JSON or YAML file, the rows of a run, its predictions (50,000 samples of 1,000 classes are 1,000 MiB), or
+those of masks and boxes, of which every number is kept (20,000 images of 100 boxes and 10 objects are some 100 MiB, several times that in memory)."""
 
 
 class TooLargeError(ValueError):

@@ -9,6 +9,9 @@ from sft_dist import overlaps
 from sft_dist.compare import boxes, masks, resampling
 from sft_dist.history.records import Boxes, Found, Masks, Predictions
 
+LEAST = 10  # images for an interval: of fewer, the draws are too much alike
+FEW = 4  # images of a class, below which many draws have none of it
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -39,12 +42,14 @@ class Rated:
 class Answered:
     """One evaluation. answers: where a sample has one; images: else, the worst first.
 
-    within: an interval of 95 % for the headline. cutoff: the score from which detections are shown and counted.
+    within: an interval of 95 % for the headline. rare: classes that are in so few images that it cannot be relied on.
+    cutoff: the score from which detections are shown and counted.
     """
 
     answers: Sequence[Answer] = ()
     images: Sequence[Rated] = ()
     within: tuple[float, float] | None = None
+    rare: Sequence[str] = ()
     cutoff: float | None = None
 
 
@@ -55,14 +60,23 @@ def of_labels(found: Predictions, names: Sequence[str]) -> Answered:
     )
 
 
-def of_masks(found: Masks, names: Sequence[str]) -> Answered:  # noqa: ARG001 (that of the others)
-    """By mean IoU over the classes that are in the image; the interval is the bootstrap's over images."""
-    if not found.ids:
+def of_masks(found: Masks, names: Sequence[str]) -> Answered:
+    """By mean IoU over the classes that are in the image; the interval is the bootstrap's over images, if they are `LEAST`.
+
+    Images that are all void are left out.
+    """
+    if not any(map(any, found.there)):
         return Answered()
     counts = masks.counts(found)
-    images = [Rated(sample, float(share), f"IoU {share:.3f}") for sample, share in zip(found.ids, masks.by_image(counts), strict=True)]
+    known = counts[:, 2].sum(1) > 0
+    ids, counts = [sample for sample, seen in zip(found.ids, known, strict=True) if seen], counts[known]
+    images = [Rated(sample, float(share), f"IoU {share:.3f}") for sample, share in zip(ids, masks.by_image(counts), strict=True)]
+    images.sort(key=lambda one: one.share)
+    if len(images) < LEAST:
+        return Answered(images=images)
     within = resampling.interval(counts.reshape(len(counts), -1), resampling.by_class(resampling.iou, counts.shape[2]))
-    return Answered(images=sorted(images, key=lambda one: one.share), within=within)
+    rare = [name(names, i) for i, count in enumerate((counts[:, 2] > 0).sum(0)) if 0 < count < FEW]
+    return Answered(images=images, within=within, rare=rare)
 
 
 def of_boxes(found: Boxes, names: Sequence[str]) -> Answered:

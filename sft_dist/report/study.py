@@ -41,7 +41,7 @@ class Study:
 
     at, step: the evaluation that is shown. scores: its numbers; test: those of the test split. confusion: rows are truths.
     worst: the wrong answers, those first that gave the truth the least probability. doubtful: all answers, the least sure first.
-    images: where a sample has no one answer, the worst first. within, cutoff: of `Answered`.
+    images: where a sample has no one answer, the worst first. within, rare, cutoff: of `Answered`.
     """
 
     record: Record
@@ -57,6 +57,7 @@ class Study:
     doubtful: Sequence[Answer]
     images: Sequence[Rated]
     within: tuple[float, float] | None
+    rare: Sequence[str]
     cutoff: float | None
     curves: Curves
     cost: Cost
@@ -112,6 +113,7 @@ def study(record: Record, at: str) -> Study:
         sorted(answers, key=lambda one: one.confidence),
         answered.images,
         answered.within,
+        answered.rare,
         answered.cutoff,
         read,
         curves.cost(record, read),

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from sft_dist.history.curves import series
 from sft_dist.history.records import is_number
 from sft_dist.pages import words
-from sft_dist.report.answers import Answer
+from sft_dist.report.answers import FEW, Answer
 from sft_dist.report.calibration import Calibration
 from sft_dist.report.chronicle import Chapter
 from sft_dist.report.study import Study, wilson
@@ -66,6 +66,8 @@ def remarks(study: Study, times: Times | None, chapters: Sequence[Chapter]) -> I
         yield f"The same samples chose this checkpoint, so {name} flatters it a little; no test split has scored it."
     if study.commonest is not None and study.headline is not None and name == "top1":
         yield f"Always saying the commonest class would score {study.commonest:.4f}."
+    if study.rare:
+        yield f"The interval cannot be relied on: {words.listed(study.rare, 5)} in fewer than {FEW} images, so that many draws have none."
     yield from _classes(study)
     yield from _trend(study)
     if study.calibration:
