@@ -25,9 +25,9 @@ def check(data: Data) -> None:
     if not root.is_dir():
         raise ConfigError(f"data.root = {data.root!r}: there is no such folder (from {Path.cwd()})")
     problems: list[str] = []
-    for look in (lambda: _check_classes(data), lambda: _check_keys(data)):
+    for look in (_check_classes, _check_keys):
         try:
-            look()
+            look(data)
         except ConfigError as error:
             problems += error.problems
     for split in ("train", "val", "test"):

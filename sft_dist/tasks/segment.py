@@ -93,7 +93,9 @@ def measure(model: nn.Module, batch: Masked) -> Evidence:
     tables, losses = [], []
     for logits, mask in zip(model(batch.images)["out"], batch.masks, strict=True):
         full = functional.interpolate(logits[None], size=mask.shape, mode="bilinear", align_corners=False)
-        bands = zip(full.split(ROWS, 2), mask[None].split(ROWS, 1), strict=True)  # all at once would take three times the memory
+        bands = zip(
+            torch.split(full, ROWS, 2), torch.split(mask[None], ROWS, 1), strict=True
+        )  # all at once would take three times the memory
         losses.append(torch.stack([_losses(*band).double().sum() for band in bands]).sum())
         tables.append(_confusion(full[0].argmax(0), mask, len(logits)))
     confusion, loss = torch.stack(tables), torch.stack(losses)
