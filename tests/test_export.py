@@ -1,6 +1,7 @@
 """What is exported is one whole file and what goes before it; plain torchvision computes from it what the run's model computes."""
 
 import json
+import os
 import runpy
 import stat
 import sys
@@ -194,9 +195,13 @@ def test_a_damaged_checkpoint_is_not_exported(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("shared", "mode"), [(False, 0o700), (True, 0o755)])
 def test_an_export_is_as_private_as_its_run(tmp_path: Path, shared: bool, mode: int) -> None:
-    run, _ = made(tmp_path, run__shared=shared)
-    export(run, "best", tmp_path / "out")
-    export(run, "best", tmp_path / "out")
+    before = os.umask(0o022)  # whatever a test before has left
+    try:
+        run, _ = made(tmp_path, run__shared=shared)
+        export(run, "best", tmp_path / "out")
+        export(run, "best", tmp_path / "out")
+    finally:
+        os.umask(before)
     assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == mode
 
 
